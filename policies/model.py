@@ -71,7 +71,7 @@ class Digest:
     style: Style
     soap: SoapVersion | None = None  #: None: not an envelope
     operations: tuple[Operation, ...] = ()
-    choices: frozenset[tuple[str, str]] = frozenset()  #: (path of local names below the operation, text), catalogue paths only
+    choices: frozenset[tuple[str, str]] = frozenset()  #: (path of local names below the operation, text)
     unsound: str = ""  #: why the message was not understood, for people; empty when it was
 
 

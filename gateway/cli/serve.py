@@ -1,0 +1,56 @@
+"""`bcss-gateway serve`: runs the gateway in an event loop, and turns signals into an orderly stop.
+
+The first SIGTERM or SIGINT drains (see `gateway.app`); the second ends the process at once. The file in `data_dir`
+then still says "unclean", so that the next start waits until calls of this process cannot be running any more.
+"""
+
+import asyncio
+import signal
+import sys
+from random import Random
+
+import structlog
+import uvloop
+
+from gateway.app import SystemClock, running
+from gateway.config import Configuration
+from gateway.log import open_log
+from gateway.occupancy import OccupiedError
+
+
+def serve(configuration: Configuration) -> int:
+    """Run the gateway; return the exit status."""
+    log, writer = open_log(SystemClock())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(configuration, log))
+    except asyncio.CancelledError:
+        log.error("ended at once", remedy="The next start lets bulk wait until calls of this one cannot be running.")
+        return 1
+    finally:
+        writer.close()
+
+
+async def _serve(configuration: Configuration, log: structlog.typing.FilteringBoundLogger) -> int:
+    for warning in configuration.warnings:
+        log.warning("configuration", warning=warning)
+    stop = asyncio.Event()
+    me = asyncio.current_task()
+    assert me is not None
+
+    def signalled() -> None:
+        if stop.is_set():
+            me.cancel()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    try:
+        async with running(configuration, clock=SystemClock(), log=log, dice=Random()):  # noqa: S311  # jitter, no secret
+            await stop.wait()
+    except (OccupiedError, OSError) as error:
+        log.error("cannot start", error=str(error))
+        print(error, file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,159 @@
+"""Every metric of the gateway, once, on a registry that is passed in.
+
+Rules that always hold:
+- Names start with `bcss_gateway_`, units are in the name, labels come from closed sets that are known at start: sources
+  of the catalogue, classes, reasons, pools. Nothing that a caller sends becomes a label.
+- Every known combination of a counter is initialised at 0, so that an alert on its rate works from the first event on.
+- Children are looked up once and kept: `.labels()` on every call costs twice the metric itself (measured).
+- Gauges are read when Prometheus asks, from the statistics of those who know (`watch`); nobody keeps them up to date.
+
+Nothing here decides, and nothing here is read back by a decision.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from policies.model import UNCLASSIFIED, Reason, TrafficClass
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+NO_SOURCE = "none"
+"""The label of calls that name no source: WSDL downloads, and what is not SOAP."""
+OUTCOMES = ("forwarded", "refused", "upstream_error", "client_gone", "cut", "rejected")
+"""forwarded: the upstream's answer passed whole; refused: a refusal of ours; upstream_error: a fault of ours about the
+upstream; client_gone: the caller hung up first; cut: the answer broke off midway; rejected: not a call we can read."""
+WAITS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
+CALLS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
+OWN_SHARE = (0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.005, 0.02, 0.1, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One gauge (or a counter that somebody else keeps) as it stands; values by label values, name without prefix."""
+
+    name: str
+    documentation: str
+    labels: tuple[str, ...]
+    values: Mapping[tuple[str, ...], float]
+    counter: bool = False
+
+
+@dataclass(slots=True)
+class _Live(Collector):
+    watched: list[Callable[[], Iterable[Reading]]] = field(default_factory=list)
+
+    def collect(self) -> Iterable[Metric]:
+        for watch in self.watched:
+            for reading in watch():
+                kind = CounterMetricFamily if reading.counter else GaugeMetricFamily
+                family = kind(f"bcss_gateway_{reading.name}", reading.documentation, labels=reading.labels)
+                for labels, value in reading.values.items():
+                    family.add_metric(labels, value)
+                yield family
+
+
+class CallMeters:
+    """The metrics of one (source, class): what a forwarded call touches, ready at hand."""
+
+    __slots__ = ("outcomes", "upstream_seconds")
+
+    def __init__(self, outcomes: Mapping[str, Counter], upstream_seconds: Histogram) -> None:
+        self.outcomes = outcomes
+        self.upstream_seconds = upstream_seconds
+
+
+class Metrics:
+    """What the gateway counts. `labels` are the values that the label `source` may take, `pools` the pools' names."""
+
+    def __init__(
+        self, registry: CollectorRegistry, *, labels: Iterable[str], pools: Iterable[str], version: str
+    ) -> None:
+        self._registry = registry
+        sources = sorted({*labels, UNCLASSIFIED, NO_SOURCE})
+        requests = self._counter(
+            "requests",
+            "Calls by the source they ask, their class and what became of them.",
+            "source",
+            "class",
+            "outcome",
+        )
+        refusals = self._counter(
+            "refusals", "Calls that the gateway answered itself, by reason.", "source", "class", "reason"
+        )
+        upstream = self._histogram(
+            "upstream_seconds", "From the first byte sent to the last byte of the answer.", CALLS, "source", "class"
+        )
+        added = self._histogram(
+            "added_seconds", "The gateway's own share of a forwarded call, waiting not counted.", OWN_SHARE, "class"
+        )
+        wait = self._histogram("slot_wait_seconds", "How long bulk calls waited for their slots.", WAITS, "pool")
+        faults = self._counter(
+            "soap_faults",
+            "SOAP faults: the gateway's own, and those that upstreams sent (HTTP 500 with XML).",
+            "source",
+            "origin",
+        )
+        self._calls = {
+            (source, traffic): CallMeters(
+                {outcome: requests.labels(source, traffic, outcome) for outcome in OUTCOMES},
+                upstream.labels(source, traffic),
+            )
+            for source in sources
+            for traffic in TrafficClass
+        }
+        self._refusals = {(s, t, r): refusals.labels(s, t, r) for s in sources for t in TrafficClass for r in Reason}
+        self._faults = {(s, o): faults.labels(s, o) for s in sources for o in ("gateway", "upstream")}
+        self.added_seconds = {traffic: added.labels(traffic) for traffic in TrafficClass}
+        self.slot_wait_seconds = {pool: wait.labels(pool) for pool in pools}
+        self.bulk_in_office_hours = self._counter(
+            "bulk_in_office_hours",
+            "Bulk calls that were written while the window was closed: 0 unless mode is observe.",
+        )
+        unclassified = self._counter("unclassified", "Calls whose sources are not known.", "class")
+        self.unclassified = {traffic: unclassified.labels(traffic) for traffic in TrafficClass}
+        self.would_refuse = self._counter(
+            "would_refuse", "In mode observe: bulk calls that enforcement would have refused.", "reason"
+        )
+        for reason in Reason:
+            self.would_refuse.labels(reason)
+        self.mismatches = self._counter(
+            "classification_mismatches", "Calls whose path or SOAPAction contradicts their body."
+        )
+        self.connections_refused = self._counter(
+            "connections_refused", "Connections closed at once because too many were open."
+        )
+        self._live = _Live()
+        registry.register(self._live)
+        build = Gauge("bcss_gateway_build_info", "The running version; always 1.", ["version"], registry=registry)
+        build.labels(version).set(1)
+
+    def call(self, source: str, traffic: TrafficClass) -> CallMeters:
+        """Return the meters of a call. Raises KeyError for a source that is not of the closed set: a defect."""
+        return self._calls[source, traffic]
+
+    def refused(self, source: str, traffic: TrafficClass, reason: Reason, *, as_fault: bool) -> None:
+        """Count a call that the gateway answered itself."""
+        self._refusals[source, traffic, reason].inc()
+        if as_fault:
+            self._faults[source, "gateway"].inc()
+
+    def upstream_fault(self, source: str) -> None:
+        """Count a SOAP fault that an upstream sent and that passed untouched."""
+        self._faults[source, "upstream"].inc()
+
+    def watch(self, read: Callable[[], Iterable[Reading]]) -> None:
+        """Have `read` called at each scrape, for gauges that somebody else knows."""
+        self._live.watched.append(read)
+
+    def exposition(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"bcss_gateway_{name}", documentation, labels, registry=self._registry)
+
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"bcss_gateway_{name}", documentation, labels, buckets=buckets, registry=self._registry)

@@ -1,0 +1,127 @@
+"""What is known of one call while it passes, and the books that are kept of it: metrics, one log line, the decision
+field.
+
+Rules that always hold:
+- One call, one line, one count, whatever became of it.
+- A line holds names of the configuration and of the catalogue, sizes, times and identifiers that `safe_id` let
+  through: never a path (a client may put a national number there), a query, a body or a credential.
+
+Decides nothing about a call.
+"""
+
+import re
+import secrets
+from dataclasses import dataclass, field
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.log import safe_id
+from gateway.metrics import NO_SOURCE, Metrics
+from gateway.proxy.wire import RequestFields
+from policies.model import UNCLASSIFIED, Reason, TrafficClass
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(slots=True)
+class Call:
+    """One call. Times are the event loop's, in seconds."""
+
+    arrived: float
+    request_id: str = ""
+    traffic: TrafficClass = TrafficClass.REALTIME
+    rule: str = ""  #: which rule made it bulk or real-time
+    flow: str = ""
+    route: str = ""
+    label: str = NO_SOURCE  #: the `source` label
+    service: str = ""
+    pools: tuple[str, ...] = ()
+    mismatch: str = ""
+    outcome: str = "rejected"
+    reason: Reason | None = None
+    would_refuse: Reason | None = None  #: mode observe: why enforcement would have refused
+    status: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    waited: float = 0.0  #: for slots, seconds
+    sent_at: float | None = None  #: when the exchange with the upstream began
+    upstream: float = 0.0  #: how long it took, seconds
+    faults: list[str] = field(default_factory=list)  #: what went wrong, for the log
+
+
+def request_id_of(fields: RequestFields) -> str:
+    """Return the caller's own identifier (`X-Request-Id`, or the trace of `traceparent`) if it is safe to log, else
+    a new one."""
+    if given := safe_id(fields.first(b"x-request-id")):
+        return given
+    if trace := _TRACEPARENT.fullmatch(fields.first(b"traceparent")):
+        return trace[1]
+    return secrets.token_hex(8)
+
+
+def decision_field(call: Call, mode: str) -> bytes:
+    """Write the `X-Gateway-Decision` line of a forwarded call (design section 4, 6)."""
+    parts = ["forwarded", f"class={call.traffic}"]
+    if call.traffic is TrafficClass.BULK:
+        parts += [f"source={call.label}", f"pool={'+'.join(call.pools)}", f"wait={call.waited:.3f}"]
+    parts.append(f"mode={mode}")
+    if call.would_refuse is not None:
+        parts.append(f"would-refuse={call.would_refuse}")
+    return b"X-Gateway-Decision: " + "; ".join(parts).encode("ascii")
+
+
+class Books:
+    """Keeps the metrics and the access log."""
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._metrics = metrics
+        self._log = log
+
+    def settle(self, call: Call, now: float, *, client: str) -> None:
+        """Write a call into the books, once, when it is over."""
+        metrics = self._metrics
+        meters = metrics.call(call.label, call.traffic)
+        meters.outcomes[call.outcome].inc()
+        if call.label == UNCLASSIFIED:
+            metrics.unclassified[call.traffic].inc()
+        if call.mismatch:
+            metrics.mismatches.inc()
+        if call.reason is not None:
+            metrics.refused(call.label, call.traffic, call.reason, as_fault=True)
+        if call.sent_at is not None and call.outcome == "forwarded":
+            meters.upstream_seconds.observe(call.upstream)
+            metrics.added_seconds[call.traffic].observe(max(0.0, now - call.arrived - call.upstream - call.waited))
+        if call.pools and (call.outcome == "forwarded" or call.waited):
+            for pool in call.pools:
+                metrics.slot_wait_seconds[pool].observe(call.waited)
+        if call.would_refuse is not None:
+            metrics.would_refuse.labels(call.would_refuse).inc()
+        self._line(call, now, client)
+
+    def _line(self, call: Call, now: float, client: str) -> None:
+        line: dict[str, object] = {
+            "request_id": call.request_id,
+            "class": call.traffic,
+            "rule": call.rule,
+            "client": client,
+            "route": call.route,
+            "source": call.label,
+            "service": call.service,
+            "outcome": call.outcome,
+            "status": call.status,
+            "bytes_in": call.bytes_in,
+            "bytes_out": call.bytes_out,
+            "total_ms": round((now - call.arrived) * 1000, 3),
+            "upstream_ms": round(call.upstream * 1000, 3),
+        }
+        if call.traffic is TrafficClass.BULK:
+            line |= {"flow": call.flow, "pools": call.pools, "wait_ms": round(call.waited * 1000, 3)}
+        if call.reason is not None:
+            line["reason"] = call.reason
+        if call.would_refuse is not None:
+            line["would_refuse"] = call.would_refuse
+        if call.mismatch:
+            line["mismatch"] = call.mismatch
+        if call.faults:
+            line["faults"] = call.faults
+        self._log.info("call", **line)

@@ -1,0 +1,352 @@
+"""What happens to one call: routed, classed, forwarded; bulk goes by way of its digest and its slots.
+
+A real-time call is two hops: here, `upstream.send`. It takes no slot, waits on no queue, and is not parsed before it is
+forwarded: its digest is made beside it, for metrics only. A bulk call is six: here, `soap.digest`, `Catalogue.find`,
+`Slots.slot`, `SlotTable.arrive`, `upstream.send`; its body is read whole before it may queue.
+
+Rules that always hold:
+- Whatever happens, the call is answered or its connection is cut, and it stands in the books once.
+- A POST is never sent again once a byte of it was written. A guard that says no before the first byte sends the call
+  back to admission, where the closed window answers it.
+- The gateway's own answers cannot be taken for the BCSS's, and an upstream's answer is never replaced by one of ours.
+
+What is decided, is decided in `policies`.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from gateway.config import Configuration, Route
+from gateway.config import Listener as ListenerSettings
+from gateway.metrics import Metrics
+from gateway.proxy.calls import Books, Call, decision_field, request_id_of
+from gateway.proxy.inbound import BodyTooLargeError, ClientGoneError, Done, Inbound, SlowBodyError
+from gateway.proxy.refusing import Refuser, plain, send
+from gateway.proxy.relay import CutError, relay
+from gateway.proxy.wire import RequestFields, Routes, origin_form, outbound_target, path_of, request_fields, untag
+from gateway.slots import RefusedError, Slots
+from gateway.soap import MalformedBodyError, Peek, PrefixCache, TooLargeError, caller_soap_version, digest
+from gateway.upstream import Answer, GuardClosedError, Outbound, Upstream, UpstreamError
+from policies.classify import CallFacts, class_of
+from policies.model import UNCLASSIFIED, Digest, Reason, Refusal, Slot, TrafficClass
+
+_ADMISSIONS = 3
+"""How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
+_NOT_FORWARDED = {"CONNECT", "TRACE"}
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A request as it will go out, but for its body."""
+
+    route: Route
+    upstream: Upstream
+    target: bytes
+    path: str
+    fields: RequestFields
+    digest: Digest | None = None
+
+    def outbound(self, inbound: Inbound, body: bytes | None, stream: AsyncIterator[bytes] | None = None) -> Outbound:
+        """Put the request together."""
+        return Outbound(
+            method=inbound.message.method.encode("ascii"),
+            target=self.target,
+            headers=self.fields.forwarded,
+            body=body,
+            stream=stream,
+            chunked=bool(inbound.message.chunked),
+        )
+
+
+class Proxy:
+    """The inbound handler, one for all listeners."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        upstreams: Mapping[str, Upstream],
+        slots: Slots,
+        metrics: Metrics,
+        books: Books,
+        refuser: Refuser,
+    ) -> None:
+        self._configuration = configuration
+        self._catalogue = configuration.catalogue
+        self._settings = configuration.settings
+        self._upstreams = upstreams
+        self._authorities = {
+            name: None if upstream.preserve_host else upstream.authority.encode("ascii")
+            for name, upstream in self._settings.upstreams.items()
+        }
+        self._routes = Routes(self._settings.routes)
+        self._slots = slots
+        self._metrics = metrics
+        self._books = books
+        self._refuser = refuser
+        self._prefixes = PrefixCache()
+        self._reads_basic = any(rule.basic_users for rule in configuration.rules)
+        self._observing = self._settings.mode == "observe"
+        self.in_flight = 0  #: calls that were taken and are not over
+        self.draining = False  #: stopping: answers close their connections
+        self._nothing_left: asyncio.Event | None = None
+
+    async def idle(self) -> None:
+        """Wait until no call is in flight."""
+        if self.in_flight:
+            self._nothing_left = asyncio.Event()
+            await self._nothing_left.wait()
+
+    async def handle(self, inbound: Inbound, listener: ListenerSettings) -> Done:
+        """Take one call to its end."""
+        loop = asyncio.get_running_loop()
+        call = Call(arrived=loop.time())
+        self.in_flight += 1
+        try:
+            keep_alive = await self._take(inbound, listener, call)
+        except ClientGoneError:
+            call.outcome, keep_alive = "client_gone", False
+        except CutError:
+            call.outcome, keep_alive = "cut", False
+        except asyncio.CancelledError:
+            call.outcome = "client_gone"
+            raise
+        finally:
+            self.in_flight -= 1
+            if self._nothing_left is not None and not self.in_flight:
+                self._nothing_left.set()
+            call.bytes_out = inbound.sent
+            self._books.settle(call, loop.time(), client=inbound.connection.peer)
+        return Done(keep_alive=keep_alive)
+
+    async def _take(self, inbound: Inbound, listener: ListenerSettings, call: Call) -> bool:
+        target, tagged = untag(origin_form(inbound.target))
+        route = self._routes.of(target)
+        fields = request_fields(inbound.message.raw_headers, self._authorities[route.upstream] if route else None)
+        call.request_id = request_id_of(fields)
+        if route is None or inbound.message.method in _NOT_FORWARDED:
+            call.status = 404 if route is None else 405
+            what = (
+                "No route leads there; see `bcss-gateway check`." if route is None else "This method is not forwarded."
+            )
+            return plain(inbound, call.status, what, call.request_id)
+        call.route = route.prefix
+        decision = class_of(self._facts(inbound, listener, target, fields, tagged=tagged), self._configuration.rules)
+        call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
+        if fields.first(b"expect").lower() == "100-continue":
+            inbound.invite_body()
+        prepared = _Prepared(
+            route, self._upstreams[route.upstream], outbound_target(target, route), path_of(target), fields
+        )
+        try:
+            if call.traffic is TrafficClass.BULK:
+                return await self._bulk(inbound, call, prepared, run_id=decision.run_id)
+            return await self._realtime(inbound, call, prepared)
+        except UpstreamError as trouble:
+            call.outcome = "upstream_error"
+            call.faults.append(trouble.detail)
+            return self._answer(inbound, call, prepared, RefusedError(trouble.reason), hint=_what_to_do(trouble))
+        except SlowBodyError:
+            return plain(inbound, 408, "The request's body came too slowly.", call.request_id)
+
+    def _facts(
+        self, inbound: Inbound, listener: ListenerSettings, target: bytes, fields: RequestFields, *, tagged: bool
+    ) -> CallFacts:
+        return CallFacts(
+            listener_class=listener.traffic_class,
+            path=path_of(target),
+            bulk_prefix=tagged,
+            traffic_class=fields.every(b"x-traffic-class"),
+            bulk_run=fields.every(b"x-bulk-run"),
+            peer=inbound.connection.peer,
+            tls_subject=inbound.connection.subject,
+            basic_user=_basic_user(fields.first(b"authorization")) if self._reads_basic else "",
+            user_agent=fields.first(b"user-agent"),
+        )
+
+    # Real-time.
+
+    async def _realtime(self, inbound: Inbound, call: Call, prepared: _Prepared) -> bool:
+        if not inbound.has_body:
+            return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None), None)
+        if inbound.body_is_here:
+            body = inbound.take()
+            call.bytes_in = len(body)
+            # In the loop's next turn: by then the request is on its way, and the answer is not yet here.
+            asyncio.get_running_loop().call_soon(self._look_at_whole, call, prepared, body)
+            return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, body), None)
+        stream = self._looked_at(inbound, call, prepared)
+        return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None, stream), None)
+
+    def _look_at_whole(self, call: Call, prepared: _Prepared, body: bytes) -> None:
+        content_type = prepared.fields.first(b"content-type")
+        coded = prepared.fields.first(b"content-encoding")
+        found = None if coded else self._prefixes.lookup(body, content_type)
+        if found is None:
+            peek = Peek(content_type, coded, self._catalogue.selector_paths)
+            peek.feed(body)
+            found = peek.result()
+            if not coded:
+                self._prefixes.learn(body, content_type, peek)
+        self._classify(call, prepared, found)
+
+    async def _looked_at(self, inbound: Inbound, call: Call, prepared: _Prepared) -> AsyncIterator[bytes]:
+        content_type = prepared.fields.first(b"content-type")
+        peek = Peek(content_type, prepared.fields.first(b"content-encoding"), self._catalogue.selector_paths)
+        seen = False
+        async for data in inbound.chunks():
+            call.bytes_in += len(data)
+            yield data  # first sent, then looked at
+            if not seen:
+                seen = peek.feed(data)
+        self._classify(call, prepared, peek.result())
+
+    def _classify(self, call: Call, prepared: _Prepared, found: Digest) -> frozenset[str]:
+        prepared.digest = found
+        decision = self._catalogue.find(
+            found, path=prepared.path, soap_action=prepared.fields.first(b"soapaction").strip('"')
+        )
+        call.label, call.service, call.mismatch = decision.label, decision.service, decision.mismatch
+        return decision.sources
+
+    # Bulk.
+
+    async def _bulk(self, inbound: Inbound, call: Call, prepared: _Prepared, *, run_id: str | None) -> bool:
+        refused: RefusedError | None = None
+        rest: AsyncIterator[bytes] | None = None
+        try:
+            body = await inbound.read(self._settings.bulk.body_limit)
+        except BodyTooLargeError as too_large:
+            refused, body = RefusedError(Reason.TOO_LARGE), too_large.so_far
+            rest = inbound.chunks()
+        call.bytes_in = len(body)
+        sources: frozenset[str] = frozenset()
+        call.label = UNCLASSIFIED
+        try:
+            if refused is None:
+                found = digest(
+                    body,
+                    content_type=prepared.fields.first(b"content-type"),
+                    content_encoding=",".join(prepared.fields.every(b"content-encoding")),
+                    selectors=self._catalogue.selector_paths,
+                )
+                sources = self._classify(call, prepared, found)
+        except MalformedBodyError:
+            refused = RefusedError(Reason.MALFORMED)
+        except TooLargeError:
+            refused = RefusedError(Reason.TOO_LARGE)
+        if run_id is not None:
+            refused = RefusedError(Reason.UNKNOWN_RUN)
+        if refused is not None and not self._observing:
+            return await self._refuse(inbound, call, prepared, refused)
+        if refused is not None:
+            call.would_refuse = refused.reason
+        stream = _followed(body, rest) if rest is not None else None
+        outbound = prepared.outbound(inbound, body if inbound.has_body and stream is None else None, stream)
+        try:
+            return await self._admitted(inbound, call, prepared, outbound, sources)
+        except RefusedError as refused_by_slots:
+            return await self._refuse(inbound, call, prepared, refused_by_slots)
+
+    async def _admitted(
+        self, inbound: Inbound, call: Call, prepared: _Prepared, outbound: Outbound, sources: frozenset[str]
+    ) -> bool:
+        layout = self._configuration.layout
+        if sources:
+            call.pools = layout.needs(sources)
+        else:  # doubt is never faster: a slot wherever this route can lead
+            reachable = prepared.route.sources or tuple(self._catalogue.sources)
+            sources = frozenset({*reachable, UNCLASSIFIED})
+            call.pools = layout.unclassified(reachable)
+        loop = asyncio.get_running_loop()
+        for _ in range(_ADMISSIONS):
+            asked = loop.time()
+            try:
+                async with self._slots.slot(sources, call.pools, call.flow, observe=self._observing) as slot:
+                    call.waited += loop.time() - asked
+                    return await self._exchange(inbound, call, prepared, outbound, slot)
+            except RefusedError:
+                call.waited += loop.time() - asked
+                raise
+            except GuardClosedError:
+                continue
+        raise RefusedError(Reason.OFFICE_HOURS)
+
+    # Both.
+
+    async def _exchange(
+        self, inbound: Inbound, call: Call, prepared: _Prepared, outbound: Outbound, slot: Slot | None
+    ) -> bool:
+        loop = asyncio.get_running_loop()
+        call.sent_at = loop.time()
+        try:
+            async with prepared.upstream.send(outbound, slot=slot) as answer:
+                call.status = answer.status
+                extra = (self._decision(call),) if self._settings.answers.decision_header else ()
+                keep_alive = await relay(inbound, answer, extra, keep_alive=self._may_go_on(inbound))
+        finally:
+            call.upstream = loop.time() - call.sent_at
+        call.outcome = "forwarded"
+        if _is_fault(answer):
+            self._metrics.upstream_fault(call.label)
+        return keep_alive
+
+    def _decision(self, call: Call) -> bytes:
+        return decision_field(call, "observe" if self._observing else "enforce")
+
+    def _may_go_on(self, inbound: Inbound) -> bool:
+        return not (inbound.message.should_close or self.draining) and inbound.body_is_here and inbound.speaks_11
+
+    async def _refuse(self, inbound: Inbound, call: Call, prepared: _Prepared, refused: RefusedError) -> bool:
+        await self._refuser.hold_back(asyncio.get_running_loop().time() - call.arrived)
+        call.outcome = "refused"
+        return self._answer(inbound, call, prepared, refused)
+
+    def _answer(
+        self, inbound: Inbound, call: Call, prepared: _Prepared, refused: RefusedError, *, hint: str = ""
+    ) -> bool:
+        refusal = Refusal(
+            reason=refused.reason,
+            request_id=call.request_id,
+            source=call.label,
+            pool=refused.pool,
+            opens_at=refused.opens_at,
+            hint=hint,
+        )
+        fields = prepared.fields
+        soap = caller_soap_version(fields.first(b"content-type"), b"soapaction" in fields.read, prepared.digest)
+        written = self._refuser.written(self._refuser.timed(refusal, retry_in_s=refused.retry_in_s), soap)
+        call.reason, call.status = refused.reason, written.status
+        keep_alive = self._may_go_on(inbound)
+        send(inbound, written, keep_alive=keep_alive)
+        return keep_alive
+
+
+async def _followed(body: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield body
+    async for data in rest:
+        yield data
+
+
+def _basic_user(authorization: str) -> str:
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(credentials, validate=True).decode("utf-8", "replace").partition(":")[0]
+    except binascii.Error:
+        return ""
+
+
+def _is_fault(answer: Answer) -> bool:
+    return answer.status == 500 and any(  # SOAP 1.1 over HTTP: a fault comes with 500 (SOAP 1.1 section 6.2)
+        name.lower() == b"content-type" and b"xml" in value.lower() for name, value in answer.headers
+    )
+
+
+def _what_to_do(trouble: UpstreamError) -> str:
+    if trouble.bytes_written:
+        return "The call may have reached the source: repeat it only if its operation changes nothing."
+    return "Nothing was sent: the call may be repeated once the upstream can be reached."

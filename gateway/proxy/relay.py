@@ -1,0 +1,72 @@
+"""Hands an upstream's answer to the client, octet for octet, as it comes.
+
+Rules that always hold:
+- The status, the fields in their order and case, and the body's octets are the upstream's. Only framing is ours: a body
+  without a known length goes out chunked, to an HTTP/1.0 client until the connection closes.
+- An answer that breaks off midway breaks off for the client too: the connection is reset, and no last chunk is
+  written. It is never completed, and no fault of ours is put behind its beginning.
+- Memory is bounded: what the client does not take is not read from the upstream.
+
+Never looks into a body, never retries.
+"""
+
+from gateway.proxy.inbound import ClientGoneError, Inbound
+from gateway.proxy.wire import answer_fields, answer_head
+from gateway.upstream import Answer, UpstreamError
+
+_CHUNKED = b"Transfer-Encoding: chunked"
+_CLOSE = b"Connection: close"
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class CutError(Exception):
+    """The answer broke off after its beginning had gone to the client, whose connection has been reset."""
+
+
+async def relay(inbound: Inbound, answer: Answer, extra: tuple[bytes, ...], *, keep_alive: bool) -> bool:
+    """Write the answer to the client; return whether its connection may go on.
+
+    Raises:
+        CutError: the upstream broke off midway.
+        ClientGoneError: the client went away.
+        UpstreamError: the upstream failed before a byte was written to the client.
+    """
+    fields = answer_fields(answer.headers)
+    keep_alive = keep_alive and inbound.speaks_11
+    chunked = answer.has_body and answer.length is None and inbound.speaks_11
+    version = b"1.1" if inbound.speaks_11 else b"1.0"
+    if chunked:
+        extra = (*extra, _CHUNKED)
+    if not keep_alive:
+        extra = (*extra, _CLOSE)
+    head = answer_head(version, answer.status, answer.reason, fields, extra)
+    if not answer.has_body:
+        inbound.write(head)
+        return keep_alive
+    body = answer.take()
+    complete = answer.complete
+    if chunked:
+        body = _framed(body) + (_LAST_CHUNK if complete else b"")
+    inbound.write(head + body)
+    if not complete:
+        await _stream(inbound, answer, chunked=chunked)
+    return keep_alive
+
+
+async def _stream(inbound: Inbound, answer: Answer, *, chunked: bool) -> None:
+    try:
+        await inbound.drain()
+        async for data in answer.chunks():
+            inbound.write(_framed(data) if chunked else data)
+            await inbound.drain()
+    except UpstreamError as trouble:
+        inbound.cut()
+        raise CutError from trouble
+    except ConnectionError as gone:
+        raise ClientGoneError from gone
+    if chunked:
+        inbound.write(_LAST_CHUNK)
+
+
+def _framed(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data) if data else b""

@@ -1,0 +1,159 @@
+"""Header fields and targets as bytes: what goes through, what is ours, what belongs to one hop only.
+
+Rules that always hold:
+- What passes, passes as it was written: order, case of names, repeated fields. Only space around values may differ.
+- Hop-by-hop fields (RFC 9110 section 7.6.1, those that `Connection` names included) go neither way. `Content-Length`
+  and `Host` cannot be named away: they carry framing and routing.
+- The gateway's own tags (`X-Traffic-Class`, `X-Bulk-Run`) and `Expect` (answered here) are not passed on.
+- The target's octets are kept; only the `/bulk/` tag, a route's `replace` and a foreign authority are taken off.
+
+Never reads a body, never invents a field except `Host` (the upstream's), and, in answers, framing and our decision.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gateway.config import Route
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",  # goes with an h2c upgrade offer, which is ignored
+    }
+)
+_NOT_FORWARDED = HOP_BY_HOP | {b"expect", b"x-traffic-class", b"x-bulk-run", b"host"}
+_CANNOT_BE_NAMED_AWAY = frozenset({b"content-length", b"host", b"content-type", b"content-encoding"})
+_READ = frozenset(
+    {
+        b"authorization",
+        b"connection",
+        b"content-encoding",
+        b"content-type",
+        b"expect",
+        b"soapaction",
+        b"traceparent",
+        b"user-agent",
+        b"x-bulk-run",
+        b"x-request-id",
+        b"x-traffic-class",
+    }
+)
+BULK_TAG = b"/bulk/"
+
+Fields = list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True)
+class RequestFields:
+    """A request's header, split into what goes on and what the gateway reads."""
+
+    forwarded: Fields  #: end-to-end fields in their order, `Host` in its place
+    read: dict[bytes, list[bytes]] = field(
+        default_factory=dict
+    )  #: lower-case name -> values, only names the gateway reads
+
+    def first(self, name: bytes) -> str:
+        """Return the first value of a field that the gateway reads, or an empty text."""
+        values = self.read.get(name)
+        return values[0].decode("latin-1") if values else ""
+
+    def every(self, name: bytes) -> tuple[str, ...]:
+        """Return all values of a field that the gateway reads."""
+        return tuple(value.decode("latin-1") for value in self.read.get(name, ()))
+
+
+def request_fields(raw: Iterable[tuple[bytes, bytes]], authority: bytes | None) -> RequestFields:
+    """Split a request's raw header. `authority` replaces the value of Host; None keeps the client's."""
+    forwarded: Fields = []
+    read: dict[bytes, list[bytes]] = {}
+    host_seen = False
+    for pair in raw:
+        name = pair[0].lower()
+        if name in _READ:
+            read.setdefault(name, []).append(pair[1])
+        if name not in _NOT_FORWARDED:
+            forwarded.append(pair)
+        elif name == b"host" and not host_seen:
+            host_seen = True
+            forwarded.append(pair if authority is None else (pair[0], authority))
+    if not host_seen and authority is not None:  # HTTP/1.0 may lack it; the upstream speaks 1.1 and needs it
+        forwarded.insert(0, (b"Host", authority))
+    return RequestFields(_without_named(forwarded, read.get(b"connection", ())), read)
+
+
+def answer_fields(raw: Iterable[tuple[bytes, bytes]]) -> Fields:
+    """Return an answer's end-to-end fields in their order and case."""
+    kept: Fields = []
+    connection: list[bytes] = []
+    for pair in raw:
+        name = pair[0].lower()
+        if name not in HOP_BY_HOP:
+            kept.append(pair)
+        elif name == b"connection":
+            connection.append(pair[1])
+    return _without_named(kept, connection)
+
+
+def _without_named(fields: Fields, connection: Iterable[bytes]) -> Fields:
+    named = {token.strip().lower() for value in connection for token in value.split(b",")}
+    named -= _CANNOT_BE_NAMED_AWAY
+    named -= {b"close", b"keep-alive", b"upgrade", b""}
+    return [pair for pair in fields if pair[0].lower() not in named] if named else fields
+
+
+def origin_form(target: bytes) -> bytes:
+    """Return the path and query of a request target; an absolute-form's authority never chooses the destination."""
+    if target.startswith(b"/"):
+        return target
+    scheme, separator, rest = target.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):
+        slash = rest.find(b"/")
+        return rest[slash:] if slash >= 0 else b"/"
+    return target
+
+
+class Routes:
+    """Which upstream a target leads to: the longest prefix that ends at a boundary of the path wins."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        prefixes = ((route.prefix.encode("ascii"), route) for route in routes)
+        self._routes = sorted(prefixes, key=lambda pair: -len(pair[0]))
+
+    def of(self, target: bytes) -> Route | None:
+        """Return the route of an untagged target."""
+        for prefix, route in self._routes:
+            if target.startswith(prefix) and (prefix.endswith(b"/") or target[len(prefix) : len(prefix) + 1] in b"/?"):
+                return route
+        return None
+
+
+def outbound_target(target: bytes, route: Route) -> bytes:
+    """Return the target as the upstream gets it: the prefix replaced where the route says so, all else untouched."""
+    return target if route.replace is None else route.replace.encode("ascii") + target[len(route.prefix) :]
+
+
+def path_of(target: bytes) -> str:
+    """Return the path without its query, for decisions; what is forwarded is never made from it."""
+    return target.partition(b"?")[0].decode("latin-1")
+
+
+def untag(target: bytes) -> tuple[bytes, bool]:
+    """Take the `/bulk/` tag off a target; say whether it was there."""
+    if target.startswith(BULK_TAG):
+        return target[len(BULK_TAG) - 1 :], True
+    return target, False
+
+
+def answer_head(version: bytes, status: int, reason: bytes, fields: Fields, extra: tuple[bytes, ...] = ()) -> bytes:
+    """Write a status line and header, `extra` being ready lines without their line end."""
+    lines = [b"HTTP/%s %d %s" % (version, status, reason)]
+    lines += [b"%s: %s" % pair for pair in fields]
+    lines += extra
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
