@@ -1,0 +1,172 @@
+"""The load: prepared requests over keep-alive connections, closed loop (as fast as answers come) or open loop (at a rate).
+
+Usage: python -m benchmarks.load '{"port": ..., "path": ..., ...}'; prints one JSON line with what was seen. A wrong status, a
+wrong length or a missing answer counts as failed; a run with failures is void.
+"""
+
+import asyncio
+import json
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import uvloop
+
+BODY = b"""<?xml version="1.0" encoding="UTF-8"?>
+<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" xmlns:v1="%s"><soapenv:Header/><soapenv:Body>
+<v1:%s><informationCustomer><ticket>1</ticket></informationCustomer><legalContext>EXAMPLE</legalContext>
+<criteria><ssin>00000000097</ssin></criteria><!--%s--></v1:%s></soapenv:Body></soapenv:Envelope>"""
+
+
+def request(path: str, size: int, headers: dict[str, str]) -> bytes:
+    """Write a whole request whose body has about `size` bytes."""
+    namespace = b"http://kszbcss.fgov.be/intf/RetrieveTIGroupsService/v2"
+    name = b"retrieveTIGroupsRequest"
+    bare = len(BODY % (namespace, name, b"", name))
+    body = BODY % (namespace, name, b"." * max(0, size - bare), name)
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: gateway.example",
+        "Content-Type: text/xml; charset=utf-8",
+        'SOAPAction: ""',
+    ]
+    lines += ["User-Agent: bench", "Accept: text/xml", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@dataclass
+class Seen:
+    """What the load saw."""
+
+    done: int = 0
+    failed: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+
+class Caller(asyncio.Protocol):
+    """One connection. `idle` is called when it may send again."""
+
+    def __init__(self, run: "Run") -> None:
+        self.run = run
+        self.buffer = b""
+        self.due: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = transport
+
+    def send(self, due: float) -> None:
+        """Send the request; latency counts from when it was due."""
+        self.due = due
+        self.transport.write(self.run.request)
+
+    def data_received(self, data: bytes) -> None:
+        """Take an answer; it must be whole and 200."""
+        self.buffer = self.buffer + data if self.buffer else data
+        head, found, body = self.buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        at = head.lower().find(b"content-length:")
+        if at < 0 or len(body) < int(head[at + 15 :].split(b"\r\n", 1)[0]):
+            return
+        self.buffer = b""
+        due, self.due = self.due, None
+        assert due is not None
+        self.run.answered(self, head.startswith(b"HTTP/1.1 200"), perf_counter() - due)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count what will not be answered."""
+        if self.due is not None:
+            self.run.lost(self)
+
+
+class Run:
+    """One run of the load."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.plan = plan
+        self.request = request(plan["path"], plan.get("size", 1500), plan.get("headers", {}))
+        self.left = plan["requests"]
+        self.rate = plan.get("rate", 0)
+        self.seen = Seen()
+        self.free: deque[Caller] = deque()
+        self.over: asyncio.Future[None]
+
+    def answered(self, caller: Caller, good: bool, latency: float) -> None:
+        """Book an answer, and go on."""
+        self.seen.done += 1
+        self.seen.failed += not good
+        self.seen.latencies.append(latency)
+        if not self.rate and self.left:
+            self.left -= 1
+            caller.send(perf_counter())
+        else:
+            self.free.append(caller)
+        self.check_over()
+
+    def lost(self, _caller: Caller) -> None:
+        """Book a call that was not answered."""
+        self.seen.done += 1
+        self.seen.failed += 1
+        self.check_over()
+
+    def check_over(self) -> None:
+        """End when all were answered."""
+        if self.seen.done >= self.plan["requests"] and not self.over.done():
+            self.over.set_result(None)
+
+    async def go(self) -> dict[str, Any]:
+        """Run to the end, for at most `seconds` (default 60)."""
+        loop = asyncio.get_running_loop()
+        self.over = loop.create_future()
+        callers = []
+        for _ in range(self.plan["connections"]):
+            _, caller = await loop.create_connection(lambda: Caller(self), "127.0.0.1", self.plan["port"])
+            callers.append(caller)
+        print("connected", flush=True)
+        started = perf_counter()
+        if self.rate:
+            self.free.extend(callers)
+            await self.at_rate(started)
+        else:
+            for caller in callers[: self.left]:
+                self.left -= 1
+                caller.send(perf_counter())
+        try:
+            async with asyncio.timeout(self.plan.get("seconds", 60)):
+                await self.over
+        except TimeoutError:
+            self.seen.failed += self.plan["requests"] - self.seen.done
+        took = perf_counter() - started
+        latencies = sorted(self.seen.latencies) or [0.0]
+        return {
+            "done": self.seen.done,
+            "failed": self.seen.failed,
+            "seconds": took,
+            "p50": latencies[len(latencies) // 2],
+            "p99": latencies[int(len(latencies) * 0.99)],
+        }
+
+    async def at_rate(self, started: float) -> None:
+        """Send when due, whether or not earlier answers are there; no free connection is a failure."""
+        for number in range(self.plan["requests"]):
+            due = started + number / self.rate
+            if (pause := due - perf_counter()) > 0:
+                await asyncio.sleep(pause)
+            if self.free:
+                self.free.popleft().send(due)
+            else:
+                self.seen.done += 1
+                self.seen.failed += 1
+
+
+async def main() -> None:
+    """Run the plan of the command line."""
+    print(json.dumps(await Run(json.loads(sys.argv[1])).go()), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

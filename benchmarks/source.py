@@ -1,0 +1,77 @@
+"""The source behind the proxies: answers every POST after a delay, and counts how many it was working on at once.
+
+Usage: python -m benchmarks.source PORT. The delay is the last segment of the path in milliseconds (`/0`, `/20`), the size of
+the answer the one before it (`/a/1500/20`). `GET /peak` says the most calls with a delay at once, and starts counting anew.
+"""
+
+import asyncio
+import sys
+
+import uvloop
+
+now = peak = 0
+answers: dict[int, bytes] = {}
+
+
+def answer_of(size: int) -> bytes:
+    """Return an answer whose body has `size` bytes."""
+    if size not in answers:
+        body = b"<a>" + b"x" * (size - 7) + b"</a>"
+        answers[size] = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    return answers[size]
+
+
+class Source(asyncio.Protocol):
+    """One connection, kept alive; requests one after the other."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = transport
+        self.buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Answer when the body is complete."""
+        self.buffer = self.buffer + data if self.buffer else data
+        head, found, body = self.buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        at = head.lower().find(b"content-length:")
+        if at >= 0 and len(body) < int(head[at + 15 :].split(b"\r\n", 1)[0]):
+            return
+        self.buffer = b""
+        path = head.split(b" ", 2)[1]
+        if path == b"/peak":
+            self.say_peak()
+            return
+        size, delay = (int(part) for part in path.rsplit(b"/", 2)[1:])
+        if not delay:
+            self.transport.write(answer_of(size))
+            return
+        global now, peak
+        now += 1
+        peak = max(peak, now)
+        asyncio.get_running_loop().call_later(delay / 1000, self.done, size)
+
+    def done(self, size: int) -> None:
+        """Finish a call that took its time."""
+        global now
+        now -= 1
+        self.transport.write(answer_of(size))
+
+    def say_peak(self) -> None:
+        """Answer the question for the peak."""
+        global peak
+        text = b"%d" % peak
+        peak = now
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+
+
+async def main() -> None:
+    """Serve until ended."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Source, "127.0.0.1", int(sys.argv[1]), backlog=4096)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
