@@ -1,7 +1,8 @@
-"""The load: prepared requests over keep-alive connections, closed loop (as fast as answers come) or open loop (at a rate).
+"""The load: prepared requests over keep-alive connections, closed loop (as fast as answers come) or open loop (at a
+rate).
 
-Usage: python -m benchmarks.load '{"port": ..., "path": ..., ...}'; prints one JSON line with what was seen. A wrong status, a
-wrong length or a missing answer counts as failed; a run with failures is void.
+Usage: python -m benchmarks.load '{"port": ..., "path": ..., ...}'; prints one JSON line with what was seen. A wrong
+status, a wrong length or a missing answer counts as failed; a run with failures is void.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from typing import Any
 import uvloop
 
 BODY = b"""<?xml version="1.0" encoding="UTF-8"?>
-<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" xmlns:v1="%s"><soapenv:Header/><soapenv:Body>
+<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"
+xmlns:v1="%s"><soapenv:Header/><soapenv:Body>
 <v1:%s><informationCustomer><ticket>1</ticket></informationCustomer><legalContext>EXAMPLE</legalContext>
 <criteria><ssin>00000000097</ssin></criteria><!--%s--></v1:%s></soapenv:Body></soapenv:Envelope>"""
 
