@@ -41,7 +41,7 @@ class Reading:
     counter: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Live(Collector):
     watched: list[Callable[[], Iterable[Reading]]] = field(default_factory=list)
 
