@@ -131,6 +131,7 @@ class Slot:
     guard: Callable[[float], bool]  #: window open and lease good at this boot-clock time
     hold_s: float  #: T: for how long the source may work after the last check, seconds
     busy_until: float | None = None  #: boot clock; None: the source is not working on this call
+    started_at: float | None = None  #: boot clock at the first check that passed
     _listeners: list[Callable[[], None]] = field(default_factory=list)
 
     def may_start(self, now: float) -> bool:
@@ -138,6 +139,8 @@ class Slot:
         if not self.guard(now):
             return False
         self.busy_until = now + self.hold_s
+        if self.started_at is None:
+            self.started_at = now
         return True
 
     def settle(self) -> None:

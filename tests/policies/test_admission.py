@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from policies.admission import Answer, SlotTable, predicted_wait
 from policies.model import Ticket
 
-CAPS = {"base": 2, "onss": 1, "onem": 1}
+CAPS = {"base": 2, "onss": 1, "onem": 1, "cin": 1}
 QUEUE, PARK = 4, 6
-NEEDS = [("base",), ("onss",), ("onem",), ("base", "onss"), ("onem", "onss"), ("base", "onem", "onss")]
+NEEDS = [("base",), ("onss",), ("onem",), ("base", "onss"), ("onem", "onss"), ("base", "onem", "onss"), ("base", "cin")]
 OWNERS = ["payroll", "pensions", "audit"]
 
 Flow = tuple[str, tuple[str, ...]]

@@ -1,0 +1,346 @@
+"""The asyncio shell of admission: turns the table's answers into waiting and waking, and holds slots until sources
+are done.
+
+Admission of a bulk call, in this order: are we stopping? Is the window open, long enough for a call to this source?
+Are we cooling down after an unclean stop? Is a slot free in each pool? Else wait in turn, unless that would take too
+long anyway.
+
+Rules that always hold:
+- Only here is a `Slot` made. It is left exactly once: when its block ended and the source is done, or T after its
+  last check.
+- A slot is handed to a specific waiter; there is no moment in which it is free and nobody's. A waiter that is
+  cancelled in the tick of its grant passes it on.
+- Every waiter gets an answer: granted, refused with a reason, or cancelled because its caller left.
+- The window is asked again by the slot's guard, before every write. While two clocks disagree, both must say open.
+- The count that `cap_violations` watches is kept here, apart from the table's, so that it can catch a defect of the
+  table.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from itertools import count
+
+from aiolimiter import AsyncLimiter
+from structlog.typing import FilteringBoundLogger
+
+from gateway.slots.window import Terms, Window
+from policies.admission import Answer, SlotTable, predicted_wait
+from policies.model import UNCLASSIFIED, Clock, Reason, Slot, Ticket
+from policies.pools import Layout
+from policies.windows import Calendar
+
+MEAN_WEIGHT = 0.1
+"""Weight of a new duration in a pool's running mean, which predicts waits: the last ten calls or so."""
+
+
+LONGEST_PREDICTION_S = 3600.0
+"""A pool without slots would make a caller come back never; an hour later its configuration may have changed."""
+
+
+class RefusedError(Exception):
+    """A bulk call that may not start. Nothing was sent."""
+
+    def __init__(
+        self, reason: Reason, *, pool: str = "", opens_at: datetime | None = None, retry_in_s: float | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.pool = pool  #: the pool that had no room
+        self.opens_at = opens_at
+        self.retry_in_s = retry_in_s
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """How one pool stands."""
+
+    cap: int
+    in_use: int
+    peak: int
+    waiting: int
+    oldest_s: float  #: how long the oldest waiter has waited
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """How admission stands."""
+
+    pools: Mapping[str, PoolStatistics]
+    window_open: bool
+    next_change: datetime | None
+    cooling_s: float  #: for how long bulk still waits after an unclean stop
+    violations: int  #: times that a pool had more calls in progress than its cap
+    office_hours_starts: int  #: calls whose first byte went out while the window was closed: only in mode observe
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    turn: "asyncio.Future[None]"
+    since: float
+    pools: tuple[str, ...]
+
+
+class Slots:
+    """Admission of bulk calls. Made inside the running event loop; `close` when done."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        calendar: Calendar,
+        clock: Clock,
+        terms: Terms,
+        log: FilteringBoundLogger,
+        *,
+        cooling_until: float | None = None,
+        occupied: Iterable[tuple[frozenset[str], float]] = (),
+    ) -> None:
+        self._layout = layout
+        self._clock = clock
+        self._terms = terms
+        self._log = log
+        self._cooling_until = cooling_until
+        self._loop = asyncio.get_running_loop()
+        self._stopping = False
+        self._window = Window(calendar, clock, terms, self._window_changed)
+        self._table = SlotTable(
+            {name: pool.slots for name, pool in layout.pools.items()},
+            queue_length=terms.queue_length,
+            park_length=terms.park_length,
+            total=layout.total,
+            is_open=self._window.is_open,
+        )
+        self._tickets = count(1)
+        self._waiters: dict[Ticket, _Waiter] = {}
+        self._slots: dict[Ticket, Slot] = {}  # whose place in the table is taken
+        self._busy: Counter[str] = Counter()
+        self._peak: Counter[str] = Counter()
+        self._violations = 0
+        self._office_hours_starts = 0
+        self._mean_s: dict[str, float] = {}
+        self._pacers = {
+            name: deque(AsyncLimiter(1, pool.slots / pool.rate_per_s) for _ in range(pool.slots))
+            for name, pool in layout.pools.items()
+            if pool.rate_per_s is not None and pool.slots
+        }
+        for sources, until in occupied:
+            self._occupy(sources, until)
+
+    # One call.
+
+    @asynccontextmanager
+    async def slot(
+        self, sources: frozenset[str], pools: tuple[str, ...], owner: str, *, observe: bool = False
+    ) -> AsyncIterator[Slot]:
+        """Hold a slot in each of `pools` for the duration of the block, and until the sources are done.
+
+        With `observe` nothing is refused and nobody waits: the call is counted, and that is all.
+
+        Raises:
+            RefusedError: the call was turned away; nothing was sent.
+        """
+        ticket = Ticket(next(self._tickets))
+        guard = self._observed_guard if observe else partial(self._window.may_start, sources)
+        slot = Slot(ticket, sources, pools, guard, self._terms.hold_s)
+        pacers: list[tuple[str, AsyncLimiter]] = []
+        try:
+            if not observe:
+                await self._admit(ticket, sources, pools, owner)
+            self._enter(slot, watched=not observe)
+            for pool in pools:
+                if self._pacers.get(pool):
+                    pacers.append((pool, self._pacers[pool].popleft()))
+                    await pacers[-1][1].acquire()
+            yield slot
+        finally:
+            for pool, pacer in pacers:
+                self._pacers[pool].append(pacer)
+            self._end(ticket, slot)
+
+    def would_refuse(self, sources: frozenset[str], pools: tuple[str, ...]) -> Reason | None:
+        """Say why a call would be refused, or made to wait, if this were not mode observe."""
+        self._window.refresh()
+        if not self._window.may_start(sources, self._clock.boot()):
+            return Reason.OFFICE_HOURS
+        if self._cooling_s() > 0:
+            return Reason.COOLING_DOWN
+        full = any(self._busy[pool] >= self._layout.pools[pool].slots for pool in pools)
+        return Reason.QUEUE_TIMEOUT if full else None
+
+    async def _admit(self, ticket: Ticket, sources: frozenset[str], pools: tuple[str, ...], owner: str) -> None:
+        if self._stopping:
+            raise RefusedError(Reason.SHUTTING_DOWN)
+        self._window.refresh()
+        deadline = self._loop.time() + self._terms.queue_time
+        if not self._window.may_start(sources, self._clock.boot()):
+            opens_at = self._window.parks_until()
+            if opens_at is None:
+                raise RefusedError(Reason.OFFICE_HOURS, opens_at=self._window.opens_at())
+            deadline = self._loop.time() + self._window.seconds_to(opens_at) + self._terms.park_time
+        elif (cooling := self._cooling_s()) > 0:
+            raise RefusedError(Reason.COOLING_DOWN, retry_in_s=cooling)
+        else:
+            self._refuse_if_hopeless(pools, owner)
+        match self._table.arrive(ticket, owner, pools):
+            case Answer.FULL:
+                pool = self._fullest(pools)
+                raise RefusedError(Reason.QUEUE_FULL, pool=pool, retry_in_s=self._predicted(pools, owner))
+            case Answer.WAITING:
+                await self._turn(ticket, pools, owner, deadline)
+            case Answer.GRANTED:
+                pass
+
+    async def _turn(self, ticket: Ticket, pools: tuple[str, ...], owner: str, deadline: float) -> None:
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiters[ticket] = _Waiter(turn, self._loop.time(), pools)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await turn
+        except TimeoutError:
+            pool = self._fullest(pools)
+            wait = self._predicted(pools, owner)
+            raise RefusedError(Reason.QUEUE_TIMEOUT, pool=pool, retry_in_s=wait) from None
+        finally:
+            del self._waiters[ticket]
+
+    def _enter(self, slot: Slot, *, watched: bool) -> None:
+        self._slots[slot.ticket] = slot
+        for pool in slot.pools:
+            self._busy[pool] += 1
+            self._peak[pool] = max(self._peak[pool], self._busy[pool])
+            if watched and self._busy[pool] > self._layout.pools[pool].slots:
+                self._violations += 1
+                self._log.error("cap violated", pool=pool, in_use=self._busy[pool], remedy="Report this; stop bulk.")
+
+    def _end(self, ticket: Ticket, slot: Slot) -> None:
+        if slot.busy_until is None or ticket not in self._slots:
+            self._leave(ticket)
+        else:  # the source may still be working
+            slot.when_settled(partial(self._leave, ticket))
+            self._expire_at(ticket, slot.busy_until)
+
+    def _expire_at(self, ticket: Ticket, until: float) -> None:
+        self._loop.call_later(max(0.0, until - self._clock.boot()), self._expire, ticket, until)
+
+    def _expire(self, ticket: Ticket, until: float) -> None:
+        if ticket not in self._slots:
+            return
+        if (
+            self._clock.boot() < until
+        ):  # the loop's clock stands still while the machine is suspended; the boot clock counts
+            self._expire_at(ticket, until)
+        else:
+            self._leave(ticket)
+
+    def _leave(self, ticket: Ticket) -> None:
+        slot = self._slots.pop(ticket, None)
+        if slot is not None:
+            self._busy.subtract(slot.pools)
+            if slot.started_at is not None and slot.busy_until is None:
+                self._learn(slot, self._clock.boot() - slot.started_at)
+        self._wake(self._table.leave(ticket))
+
+    def _wake(self, granted: Iterable[Ticket]) -> None:
+        for ticket in granted:
+            # Done already: cancelled, timed out or refused, and about to leave and pass its slot on.
+            if not (turn := self._waiters[ticket].turn).done():
+                turn.set_result(None)
+
+    def _learn(self, slot: Slot, took_s: float) -> None:
+        for source in slot.sources:
+            self._window.learn(source, took_s)
+        for pool in slot.pools:
+            mean = self._mean_s.get(pool, took_s)
+            self._mean_s[pool] = mean + MEAN_WEIGHT * (took_s - mean)
+
+    # What speaks against it.
+
+    def _observed_guard(self, _now: float) -> bool:
+        self._office_hours_starts += not self._window.is_open_by_wall_clock()
+        return True
+
+    def _cooling_s(self) -> float:
+        return max(0.0, (self._cooling_until or 0.0) - self._clock.boot())
+
+    def _refuse_if_hopeless(self, pools: tuple[str, ...], owner: str) -> None:
+        states = self._table.statistics()
+        if all(states[pool].in_use + states[pool].reserved < states[pool].cap for pool in pools):
+            return
+        if (wait := self._predicted(pools, owner)) > self._terms.queue_time:
+            raise RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait)
+
+    def _predicted(self, pools: tuple[str, ...], owner: str) -> float:
+        ahead = self._table.ahead(owner, pools)
+        known = [
+            predicted_wait(ahead, self._layout.pools[pool].slots, self._mean_s[pool])
+            for pool in pools
+            if pool in self._mean_s
+        ]
+        return min(max(known, default=0.0), LONGEST_PREDICTION_S)
+
+    def _fullest(self, pools: Sequence[str]) -> str:
+        states = self._table.statistics()
+        return max(pools, key=lambda pool: states[pool].waiting)
+
+    # The window.
+
+    def _window_changed(self) -> None:
+        window = self._window
+        self._log.info("window", open=window.is_open, next_change=window.next_change)
+        self._wake(self._table.set_open(window.is_open))
+        if not window.is_open and window.parks_until() is None:
+            self._refuse_waiters(Reason.OFFICE_HOURS, window.opens_at())
+
+    def _refuse_waiters(self, reason: Reason, opens_at: datetime | None = None) -> None:
+        for waiter in self._waiters.values():
+            if not waiter.turn.done():
+                waiter.turn.set_exception(RefusedError(reason, opens_at=opens_at))
+
+    # Beginning and end.
+
+    def _occupy(self, sources: frozenset[str], until: float) -> None:
+        ticket = Ticket(next(self._tickets))
+        known = {source for source in sources if any(source in pool.sources for pool in self._layout.pools.values())}
+        pools = self._layout.needs(known or {UNCLASSIFIED})
+        slot = Slot(ticket, sources, pools, lambda _now: False, self._terms.hold_s, busy_until=until)
+        self._table.occupy(ticket, pools)
+        self._enter(slot, watched=False)
+        self._expire_at(ticket, until)
+
+    def stop(self) -> None:
+        """Admit no more, and refuse everybody who waits. Calls in progress go on."""
+        self._stopping = True
+        self._refuse_waiters(Reason.SHUTTING_DOWN)
+
+    def close(self) -> None:
+        """Stop following the window."""
+        self._window.close()
+
+    def held(self) -> tuple[tuple[frozenset[str], float], ...]:
+        """Return what sources may still be working on, and until when by the boot clock."""
+        return tuple((slot.sources, slot.busy_until) for slot in self._slots.values() if slot.busy_until is not None)
+
+    def statistics(self) -> Statistics:
+        """Return how admission stands."""
+        self._window.refresh()
+        now = self._loop.time()
+        oldest: dict[str, float] = {}
+        for waiter in self._waiters.values():
+            for pool in waiter.pools:
+                oldest.setdefault(pool, now - waiter.since)
+        pools = {
+            name: PoolStatistics(state.cap, self._busy[name], self._peak[name], state.waiting, oldest.get(name, 0.0))
+            for name, state in self._table.statistics().items()
+        }
+        return Statistics(
+            pools,
+            self._window.is_open,
+            self._window.next_change,
+            self._cooling_s(),
+            self._violations,
+            self._office_hours_starts,
+        )

@@ -1,0 +1,274 @@
+"""One call to an upstream on one connection, and what becomes of a bulk call's slot.
+
+Rules that always hold:
+- A request is written once. Only when a kept connection turns out to be closed before a byte was written is another
+  taken.
+- A bulk call needs a `Slot`; its guard is asked before every send. The slot is settled when the source cannot be
+  working on the call: the answer's last byte has come, or no byte of the request was written. After a reset, a
+  timeout, a guard that said no midway, and an intermediary's 502 or 504, it stays unsettled.
+- A bulk call whose caller goes away once its request is written is read on, and forgotten: the answer's end settles
+  the slot. A real-time call whose caller goes away is aborted.
+- A connection is kept only after an exchange that ended in order on both sides.
+
+Nothing is invented: what goes out is the caller's header, and `Transfer-Encoding` where the body has no known length.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from gateway.upstream.answer import Answer
+from gateway.upstream.connection import Connection
+from gateway.upstream.troubles import BrokenAnswerError, GuardClosedError, UpstreamError, UpstreamTimeoutError
+from policies.model import Slot
+
+if TYPE_CHECKING:
+    from gateway.upstream.pool import Upstream
+
+SMALL = 65_536
+"""A request up to this many bytes goes out in one write."""
+_GAVE_UP = (502, 504)
+"""Statuses by which an intermediary says that it gave up: the source behind it may still be working."""
+
+
+@dataclass(slots=True)
+class Outbound:
+    """A request as it goes out. Exactly one of `body` (None: no body) and `stream` is used."""
+
+    method: bytes
+    target: bytes
+    headers: list[tuple[bytes, bytes]]  #: end-to-end fields, in order and case
+    body: bytes | None = None
+    stream: AsyncIterator[bytes] | None = None
+    chunked: bool = False  #: the client sent it chunked; else `headers` carry its Content-Length
+
+    def head(self) -> bytes:
+        """Write the request line and header."""
+        lines = [b"%s %s HTTP/1.1" % (self.method, self.target)]
+        lines += [b"%s: %s" % field for field in self.headers]
+        if self.chunked:
+            lines.append(b"Transfer-Encoding: chunked")
+        lines.append(b"\r\n")
+        return b"\r\n".join(lines)
+
+    def framed(self, data: bytes) -> bytes:
+        """Frame a piece of the body."""
+        if not self.chunked:
+            return data
+        return b"%x\r\n%s\r\n" % (len(data), data) if data else b""
+
+    @property
+    def end(self) -> bytes:
+        """What follows the body."""
+        return b"0\r\n\r\n" if self.chunked else b""
+
+
+class Exchange:
+    """One request and its answer. An async context manager; made by `Upstream.send`."""
+
+    __slots__ = ("_connection", "_group", "_outbound", "_pump", "_slot", "_timer", "_upstream", "_written")
+
+    def __init__(self, upstream: Upstream, outbound: Outbound, slot: Slot | None) -> None:
+        self._upstream = upstream
+        self._outbound = outbound
+        self._slot = slot
+        self._connection: Connection
+        self._written = False  # the whole request
+        self._timer: asyncio.TimerHandle | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._pump: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Answer:
+        """Send the request; return the answer when its header is there."""
+        connection = await self._free_connection()
+        try:
+            return await self._exchange(connection)
+        except BaseException:
+            await self._leave(answered=False)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Keep the connection, or end it, or let a bulk answer come in by itself."""
+        await self._leave(answered=kind is None)
+
+    async def _free_connection(self) -> Connection:
+        connection = await self._upstream.connection()
+        while connection.closed:  # while this task was being woken: not a byte was written
+            connection = await self._upstream.connection()
+        self._connection = connection
+        return connection
+
+    async def _exchange(self, connection: Connection) -> Answer:
+        answer = connection.begin(bodiless=self._outbound.method == b"HEAD", on_complete=self._completed)
+        head = connection.head
+        assert head is not None
+        if self._slot is not None:
+            connection.mark_bulk(self._upstream.target.call_timeout)
+        self._arm(self._upstream.target.first_byte_timeout)
+        if self._outbound.stream is not None:
+            await self._start_pump()
+        elif self._slot is None:
+            await self._send_whole(connection)
+        else:
+            await connection.send_guarded(self._whole(), self._may_send)
+            self._written = True
+        await head
+        if answer.trouble is not None:
+            raise answer.trouble
+        connection.handed_out = True
+        if self._slot is None and not answer.complete:
+            self._arm(self._upstream.target.total_timeout)
+        return answer
+
+    # Sending.
+
+    def _may_send(self) -> bool:
+        assert self._slot is not None
+        return self._slot.may_start(self._upstream.clock.boot())
+
+    def _whole(self) -> bytes:
+        outbound = self._outbound
+        if outbound.body is None:
+            return outbound.head()
+        return b"".join((outbound.head(), outbound.framed(outbound.body), outbound.end))
+
+    async def _send_whole(self, connection: Connection) -> None:
+        data = self._whole()
+        for start in range(0, len(data), SMALL):
+            if connection.answer is not None and connection.answer.status:
+                return  # answered before the end of the request: no use in sending the rest
+            connection.send(data[start : start + SMALL] if len(data) > SMALL else data)
+            if len(data) > SMALL:
+                await connection.drained()
+        self._written = True
+
+    async def _start_pump(self) -> None:
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._pump = self._group.create_task(self._stream_out())
+
+    async def _stream_out(self) -> None:
+        """Send a body as it comes. What goes wrong is told to whoever waits for the answer."""
+        connection, outbound = self._connection, self._outbound
+        assert outbound.stream is not None
+        try:
+            await self._send_piece(outbound.head())
+            async for data in outbound.stream:
+                await self._send_piece(outbound.framed(data))
+            await self._send_piece(outbound.end)
+            self._written = True
+        except GuardClosedError as closed:
+            self._pump_failed(closed)
+        except UpstreamError as trouble:
+            connection.fail(trouble)
+        except Exception as error:  # noqa: BLE001  # the client's body broke off: the caller's own error goes to the caller
+            self._pump_failed(error)
+
+    def _pump_failed(self, error: Exception) -> None:
+        head = self._connection.head
+        if head is not None and not head.done():
+            head.set_exception(error)
+        else:
+            trouble = BrokenAnswerError("the request's body broke off while it was answered", bytes_written=True)
+            self._connection.fail(trouble)
+
+    async def _send_piece(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._slot is None:
+            self._connection.send(data)
+            await self._connection.drained()
+        else:
+            await self._connection.send_guarded(data, self._may_send)
+
+    # Time.
+
+    def _arm(self, realtime_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        seconds = realtime_s if self._slot is None else self._upstream.target.call_timeout
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._too_late, self._upstream.clock.boot() + seconds)
+
+    def _too_late(self, due: float) -> None:
+        # The loop's clock stands while the machine is suspended, so by the boot clock it can only be later than due.
+        left = due - self._upstream.clock.boot()
+        if left > 0.001:
+            self._timer = asyncio.get_running_loop().call_later(left, self._too_late, due)
+            return
+        connection = self._connection
+        what = "the answer" if connection.answer is not None and connection.answer.status else "an answer"
+        connection.fail(UpstreamTimeoutError(f"{what} did not come in time", bytes_written=connection.wrote))
+        connection.abort()
+
+    # The end.
+
+    def _completed(self) -> None:
+        """The answer's last byte has come (called by the connection)."""
+        if self._timer is not None:
+            self._timer.cancel()
+        answer = self._connection.answer
+        if self._slot is not None and answer is not None and answer.status not in _GAVE_UP:
+            self._slot.settle()
+        if self._pump is not None:
+            self._pump.cancel()
+
+    async def _leave(self, *, answered: bool) -> None:
+        connection = self._connection
+        answer = connection.answer
+        if self._group is not None and self._pump is not None:
+            self._pump.cancel()
+            group, self._group = self._group, None
+            await group.__aexit__(None, None, None)
+        if self._slot is not None and not connection.wrote:
+            self._slot.settle()
+        complete = answer is not None and answer.complete
+        untouched = not connection.wrote and not connection.closed and not answered
+        if (complete and self._written and connection.reusable) or untouched:
+            self._give_back()
+        elif not complete and self._slot is not None and self._written and not connection.closed:
+            self._read_on()
+        else:
+            self._stop()
+
+    def _give_back(self) -> None:
+        connection = self._connection
+        if self._timer is not None:
+            self._timer.cancel()
+        connection.end()
+        if connection.closed:
+            return
+        if self._slot is not None:
+            connection.unmark_bulk()
+        self._upstream.keep(connection)
+
+    def _read_on(self) -> None:
+        """Let the answer come in by itself: its end settles the slot, its time still runs."""
+        connection = self._connection
+        settle = self._completed
+
+        def completed() -> None:
+            settle()
+            if connection.reusable:
+                self._give_back()
+            else:
+                connection.abort()
+
+        connection.on_complete_from_now(completed)
+        connection.discard()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        answer = self._connection.answer
+        in_order = answer is not None and answer.complete and self._written
+        self._connection.end()
+        if not self._connection.closed:
+            if in_order:
+                self._connection.close()
+            else:
+                self._connection.abort()

@@ -1,0 +1,208 @@
+"""A pool of connections to one upstream, and where that upstream is.
+
+Rules that always hold:
+- The connection kept last is used first; one that the upstream has closed is never used; one is kept for
+  `keep_alive` seconds only, since servers close idle ones and a POST cannot be repeated.
+- There are never more than `connections` at a time, those being dialled included; who waits for one is served in
+  turn, and for no longer than connecting may take.
+
+What a call does with its connection is `gateway.upstream.exchange`'s.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from dataclasses import dataclass
+
+import aiohappyeyeballs
+
+from gateway.config import UpstreamSettings
+from gateway.upstream.connection import Connection
+from gateway.upstream.exchange import Exchange, Outbound
+from gateway.upstream.tls import Tls, client_context
+from gateway.upstream.troubles import UnreachableError
+from policies.model import Clock, Slot
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTarget:
+    """Where an upstream is and how long it may take, in seconds."""
+
+    host: str
+    port: int
+    context: ssl.SSLContext | None = None
+    server_name: str = ""
+    connect_timeout: float = 10.0
+    first_byte_timeout: float = 120.0
+    total_timeout: float = 600.0
+    call_timeout: float = 30.0
+    keep_alive: float = 4.0
+    connections: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """How many connections there are."""
+
+    idle: int
+    in_use: int
+
+
+class Upstream:
+    """A pool of connections to one upstream."""
+
+    def __init__(self, target: UpstreamTarget, clock: Clock) -> None:
+        self.target = target
+        self.clock = clock
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._dialling = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def send(self, outbound: Outbound, *, slot: Slot | None) -> "Exchange":
+        """Return the exchange of a request, to be entered with `async with`, which yields the answer once its header
+        is there.
+
+        Raises, on entering:
+            UpstreamError: no answer; one of its kinds says why.
+            GuardClosedError: the slot's guard said no before the first byte.
+        """
+        return Exchange(self, outbound, slot)
+
+    def statistics(self) -> ConnectionStatistics:
+        """Return how many connections there are."""
+        return ConnectionStatistics(len(self._idle), len(self._open) - len(self._idle))
+
+    async def close(self) -> None:
+        """Drop every connection, in use or not."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._open):
+            connection.abort()
+        await asyncio.sleep(0)  # the transports say goodbye in the loop's next turn
+
+    # Connections, for exchanges.
+
+    async def connection(self) -> Connection:
+        """Return a connection that nobody uses: the one kept last, or a new one.
+
+        Raises:
+            UnreachableError, TlsError: there is none to be had.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        if len(self._open) + self._dialling >= self.target.connections:
+            return await self._next_free()
+        return await self._dial()
+
+    def keep(self, connection: Connection) -> None:
+        """Take a connection back after an exchange that ended in order."""
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._idle.append(connection)
+        self._wake_waiter()
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self.target.keep_alive, self._sweep)
+
+    async def _next_free(self) -> Connection:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(self.target.connect_timeout):
+                await waiter
+        except TimeoutError:
+            raise UnreachableError(
+                f"all {self.target.connections} connections are in use; raise `connections`, or find what holds them"
+            ) from None
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            elif waiter.cancelled() or not waiter.done():
+                self._wake_waiter()
+        return await self.connection()
+
+    def _wake_waiter(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    async def _dial(self) -> Connection:
+        target = self.target
+        self._dialling += 1
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(target.connect_timeout):
+                connection = await self._connected()
+                await connection.secured
+        except TimeoutError:
+            what = f"no connection to {target.host}:{target.port} within {target.connect_timeout:g} s"
+            raise UnreachableError(f"{what}; is this host's address registered there, and the port open?") from None
+        except OSError as error:
+            what = error.strerror or type(error).__name__
+            raise UnreachableError(f"no connection to {target.host}:{target.port}: {what}") from error
+        finally:
+            self._dialling -= 1
+            if connection is not None and (not connection.secured.done() or connection.secured.exception()):
+                connection.abort()
+            if connection is None:
+                self._wake_waiter()
+        return connection
+
+    async def _connected(self) -> Connection:
+        target = self.target
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        sock = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=0.25)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tls = Tls(target.context, target.server_name or target.host) if target.context is not None else None
+            _, connection = await loop.create_connection(lambda: Connection(sock, tls, self._over), sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._open.add(connection)
+        return connection
+
+    def _over(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._wake_waiter()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        loop = asyncio.get_running_loop()
+        stale = [one for one in self._idle if loop.time() - one.idle_since >= self.target.keep_alive]
+        for connection in stale:
+            self._idle.remove(connection)
+            connection.close()
+        if self._idle:
+            due = self._idle[0].idle_since + self.target.keep_alive
+            self._sweeper = loop.call_at(due, self._sweep)
+
+
+def target_of(settings: UpstreamSettings) -> UpstreamTarget:
+    """Make the target that a configuration describes. Raises OSError or ssl.SSLError when a file cannot be used."""
+    context = None
+    if settings.uses_tls:
+        password = settings.key_password.get_secret_value() if settings.key_password is not None else None
+        context = client_context(ca=settings.ca, certificate=settings.certificate, key=settings.key, password=password)
+    return UpstreamTarget(
+        host=settings.host,
+        port=settings.port,
+        context=context,
+        server_name=settings.server_name or "",
+        connect_timeout=settings.connect_timeout,
+        first_byte_timeout=settings.first_byte_timeout,
+        total_timeout=settings.total_timeout,
+        call_timeout=settings.call_timeout,
+        keep_alive=settings.keep_alive,
+        connections=settings.connections,
+    )
