@@ -10,32 +10,17 @@ Rules that always hold:
 
 Nothing here listens, connects, writes a file or logs.
 
-The rooms: `values` (durations, sizes, paths, secrets), `settings` (every key, with meaning and default), `document`
-(YAML with positions), `faults` (the words), `checks` (what must agree between keys), `notices` (what is allowed and
-yet worth a warning), `policy` (the shipped policies and the site's), `load` (all together), `explain` (`describe`,
-`schema`).
+The rooms: `values` (durations, sizes, paths, secrets), `endpoints` and `settings` (every key, with meaning and
+default), `document` (YAML with positions), `faults` (the words), `validation` (values, one by one), `checks` and
+`tlsfiles` (what must agree between keys), `notices` (what is allowed and yet worth a warning), `policy` (the shipped
+policies and the site's), `load` (all together), `explain` (`describe`, `schema`).
 """
 
+from gateway.config.endpoints import Client, Credentials, Endpoint, Listener, ListenerTls, Route, UpstreamSettings
 from gateway.config.explain import describe, schema
 from gateway.config.faults import ConfigError, Fault
 from gateway.config.load import Configuration, load
-from gateway.config.settings import (
-    Answers,
-    Bulk,
-    Client,
-    Credentials,
-    Endpoint,
-    Limits,
-    Listener,
-    ListenerTls,
-    Observe,
-    OpenSpan,
-    PoolSettings,
-    Route,
-    Settings,
-    UpstreamSettings,
-    Windows,
-)
+from gateway.config.settings import Answers, Bulk, Limits, Observe, OpenSpan, PoolSettings, Settings, Windows
 
 __all__ = [
     "Answers",

@@ -5,8 +5,8 @@ truth value, `010` is text and no octal eight. Dates stay text. Keys are always 
 (`<<`) work; tags (`!!python/...`) are faults.
 
 Rules that always hold:
-- Every fault of a file is told, with its position: duplicate keys, keys that are no text, tags, a second document. After
-  a fault of syntax nothing more can be known of that file.
+- Every fault of a file is told, with its position: duplicate keys, keys that are no text, tags, a second document.
+  After a fault of syntax nothing more can be known of that file.
 - Reading is bounded: size, depth, and number of values with aliases written out (the "billion laughs").
 
 Never interprets a value beyond its type, and never builds objects.
@@ -56,6 +56,15 @@ class Document:
         """Say whether something was written at this path, right or wrong."""
         return path in self._values
 
+    def written(self, *path: str | int) -> Any:
+        """Return what was written at this path, right or wrong; None if nothing was."""
+        held = self.content
+        for part in path:
+            if not self.has(*path) or not isinstance(held, dict | list):
+                return None
+            held = held[part]  # type: ignore[index]  # a position was noted for it, so it fits
+        return held
+
     def names(self, *path: str | int) -> frozenset[str]:
         """Return the keys written in the group at this path."""
         depth = len(path)
@@ -63,14 +72,13 @@ class Document:
 
     def fault(self, path: KeyPath, what: str, remedy: str = "", *, at_key: bool = False) -> Fault:
         """Make a fault about what stands at `path`; if nothing does, it points at the nearest group around it."""
-        position = self._keys.get(path) if at_key else None
+        position = self._keys.get(path) if at_key else self._values.get(path)
         around = path
-        while position is None:
-            # A group that lacks something is shown by its key: its value begins a line below.
-            position = self._values.get(around) if around == path else self._keys.get(around) or self._values.get(around)
-            if position is None and not around:
-                position = Position(1, 1)
+        while position is None and around:
             around = around[:-1]
+            # A group that lacks something is shown by its key: its value begins a line below.
+            position = self._keys.get(around) or self._values.get(around)
+        position = position or Position(1, 1)
         return Fault(self.file, position.line, position.column, key_text(path), what, remedy)
 
     def _note(self, mark: Any, key: str, what: str, remedy: str) -> None:

@@ -80,39 +80,46 @@ def is_about_key(error: ErrorDetails) -> bool:
     return error["type"] == "extra_forbidden" or "[key]" in error["loc"]
 
 
+_NO_NUMBER = ("is not a whole number", "Write digits, without quotes, unit or leading zeros.")
+_PLAIN = {
+    "bool_type": ("is not true or false", "Write true or false; yes, no, on and off are text in YAML 1.2."),
+    "int_type": _NO_NUMBER,
+    "int_from_float": _NO_NUMBER,
+}
+"""Pydantic's errors that need no detail: what completes the value, and the remedy."""
+
+
 def words(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     """Return what is wrong and the remedy, for one error of validating `model`."""
-    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
-    path = path_of(error)
-    match kind:
+    value, context, path = error.get("input"), error.get("ctx", {}), path_of(error)
+    match error["type"]:
         case "unfit":
-            return context["what"], context["remedy"]
+            what, remedy = context["what"], context["remedy"]
         case "missing":
-            return "is missing", f"{_meaning(path, model)}Add it; config.example.yaml shows how."
+            what, remedy = "is missing", f"{_meaning(path, model)}Add it; config.example.yaml shows how."
         case "extra_forbidden":
-            return "is not a key here", nearest(str(path[-1]), known_keys(path[:-1], model))
+            what, remedy = "is not a key here", nearest(str(path[-1]), known_keys(path[:-1], model))
         case "literal_error" | "enum":
             choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-            return f"{shown(value)} is not one of {', '.join(choices)}", nearest(str(value), choices)
-        case "bool_type":
-            return f"{shown(value)} is not true or false", "Write true or false; yes, no, on and off are text in YAML 1.2."
-        case "int_type" | "int_from_float" | "int_parsing":
-            return f"{shown(value)} is not a whole number", "Write digits, without quotes, unit or leading zeros."
+            what, remedy = f"{shown(value)} is not one of {', '.join(choices)}", nearest(str(value), choices)
         case "greater_than_equal":
-            return f"{shown(value)} is too small", f"Write at least {context['ge']}."
+            what, remedy = f"{shown(value)} is too small", f"Write at least {context['ge']}."
         case "less_than_equal":
-            return f"{shown(value)} is too large", f"Write at most {context['le']}."
+            what, remedy = f"{shown(value)} is too large", f"Write at most {context['le']}."
         case "model_type" | "dict_type":
-            return f"needs a group of keys and holds {_held(value)}", _group_remedy(path, model)
+            what, remedy = f"needs a group of keys and holds {_held(value)}", _group_remedy(path, model)
         case "tuple_type":
-            return f"needs a list and holds {_held(value)}", 'Write [one, two], or one line for each, beginning with "- ".'
-    return error["msg"], ""
+            ways = 'Write [one, two], or one line for each, beginning with "- ".'
+            what, remedy = f"needs a list and holds {_held(value)}", ways
+        case kind:
+            said, remedy = _PLAIN.get(kind, (f"does not fit ({kind})", ""))
+            what = f"{shown(value)} {said}"
+    return what, remedy
 
 
 def _held(value: object) -> str:
-    if value is None:
-        return "nothing"
-    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "a single value or group"
+    kinds = ((type(None), "nothing"), (str, "text"), (list, "a list"), (dict, "a group of keys"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "a number or truth value")
 
 
 def _group_remedy(path: KeyPath, model: type[BaseModel]) -> str:
@@ -155,6 +162,5 @@ def _bare(kind: Any) -> Any:
     if get_origin(kind) is Annotated:
         return _bare(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
-        [*rest] = [one for one in get_args(kind) if one is not type(None)]
-        return _bare(rest[0])
+        return _bare(next(one for one in get_args(kind) if one is not type(None)))
     return kind

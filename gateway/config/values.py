@@ -16,7 +16,8 @@ build settings without YAML, the value itself. Never reads the process's environ
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -50,33 +51,56 @@ def unfit(what: str, remedy: str = "") -> PydanticCustomError:
 
 def shown(value: object) -> str:
     """Return a value as a message may quote it."""
-    text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
-    if isinstance(value, dict | list | tuple):
-        text = "a list" if not isinstance(value, dict) else "a group of keys"
-    if value is None:
-        text = "nothing"
+    match value:
+        case None:
+            text = "nothing"
+        case bool():
+            text = str(value).lower()
+        case str():
+            text = f'"{value}"'
+        case dict():
+            text = "a group of keys"
+        case list() | tuple():
+            text = "a list"
+        case _:
+            text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-class _Kind:
-    """What all annotations share: a reader, and what an editor is told by JSON Schema."""
-
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.with_info_plain_validator_function(self._read_with_info)
+class _Described(ABC):
+    """What an editor is told by JSON Schema."""
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return self.json_schema()
 
-    def _read_with_info(self, value: Any, info: ValidationInfo) -> Any:
-        return self.read(value, info.context if isinstance(info.context, Place) else None)
-
-    def read(self, value: Any, place: Place | None) -> Any:
-        """Return what the value becomes. Raises PydanticCustomError."""
-        raise NotImplementedError
-
+    @abstractmethod
     def json_schema(self) -> JsonSchemaValue:
         """Return what YAML may hold here."""
-        raise NotImplementedError
+
+
+class _Kind(_Described):
+    """A kind that is read the same everywhere."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.read)
+
+    @abstractmethod
+    def read(self, value: Any) -> Any:
+        """Return what the value becomes. Raises PydanticCustomError."""
+
+
+class _PlacedKind(_Described):
+    """A kind whose reading depends on where the configuration is."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        def read(value: Any, info: ValidationInfo) -> Any:
+            return self.read_at(value, info.context if isinstance(info.context, Place) else None)
+
+        return core_schema.with_info_plain_validator_function(read)
+
+    @abstractmethod
+    def read_at(self, value: Any, place: Place | None) -> Any:
+        """Return what the value becomes; without a place nothing is looked for. Raises PydanticCustomError."""
 
 
 def _quantity(value: Any, units: Mapping[str, float], kind: str, example: str) -> float:
@@ -95,15 +119,15 @@ class Duration(_Kind):
     lowest: float
     highest: float
 
-    def read(self, value: Any, place: Place | None) -> float:
+    def read(self, value: Any) -> float:
         """Return the seconds."""
-        seconds = float(_quantity(value, _SECONDS, "duration", "8s, 500ms or 10min"))
+        seconds = _quantity(value, _SECONDS, "duration", "8s, 500ms or 10min")
         if not self.lowest <= seconds <= self.highest:
             raise unfit(
                 f"{shown(value)} is outside what is allowed here",
                 f"Write a duration from {duration_text(self.lowest)} to {duration_text(self.highest)}.",
             )
-        return seconds
+        return float(seconds)
 
     def json_schema(self) -> JsonSchemaValue:
         """Return: a number of seconds, or text with a unit."""
@@ -119,7 +143,7 @@ class Size(_Kind):
     highest: int
     a_second: bool = False  #: a pace: `/s` may follow
 
-    def read(self, value: Any, place: Place | None) -> int:
+    def read(self, value: Any) -> int:
         """Return the bytes."""
         bare = value.removesuffix("/s").rstrip() if self.a_second and isinstance(value, str) else value
         kind, example = ("pace", "1KiB/s") if self.a_second else ("size", "64KiB or 1MiB")
@@ -142,7 +166,7 @@ class Size(_Kind):
 class Rate(_Kind):
     """Starts a second, as float, more than 0 and at most 10,000."""
 
-    def read(self, value: Any, place: Place | None) -> float:
+    def read(self, value: Any) -> float:
         """Return the starts a second."""
         match = _RATE.fullmatch(value) if isinstance(value, str) else None
         if match is not None and match[2] in _A_SECOND:
@@ -169,7 +193,7 @@ class Text(_Kind):
     form: str = "text in one line"  #: completes "is not ..."
     longest: int = 500
 
-    def read(self, value: Any, place: Place | None) -> str:
+    def read(self, value: Any) -> str:
         """Return the text."""
         if isinstance(value, bool | int | float):
             raise unfit(f"{shown(value)} is read as a {_yaml_kind(value)} and text is expected", "Put it in quotes.")
@@ -185,7 +209,7 @@ class Text(_Kind):
 class BaseUrl(_Kind):
     """Scheme, host and port of an upstream: nothing else, since the path is the caller's."""
 
-    def read(self, value: Any, place: Place | None) -> str:
+    def read(self, value: Any) -> str:
         """Return the URL without a trailing slash. The value is quoted in no message: it may hold a password."""
         if not isinstance(value, str):
             raise unfit("is not a URL", "Write it as https://host:port.")
@@ -212,7 +236,7 @@ class BaseUrl(_Kind):
 class Day(_Kind):
     """A date, `YYYY-MM-DD`."""
 
-    def read(self, value: Any, place: Place | None) -> date:
+    def read(self, value: Any) -> date:
         """Return the date."""
         if isinstance(value, date) and not isinstance(value, datetime):
             return value
@@ -229,14 +253,13 @@ class Day(_Kind):
 class Moment(_Kind):
     """An instant. Without an offset it is in the zone of the windows, which whoever uses it must add."""
 
-    def read(self, value: Any, place: Place | None) -> datetime:
+    def read(self, value: Any) -> datetime:
         """Return the instant, naive when no offset was written."""
         if isinstance(value, datetime):
             return value
         try:
-            if not re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d", value):
-                raise ValueError
-            return datetime.fromisoformat(value)
+            # Python also reads a date alone, as midnight: for the end of a span that would be a day too early.
+            return datetime.fromisoformat(value if re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d", value) else "")
         except (TypeError, ValueError):
             raise unfit(f"{shown(value)} is not a date with a time", 'Write it as "2026-12-24T12:00".') from None
 
@@ -246,12 +269,12 @@ class Moment(_Kind):
 
 
 @dataclass(frozen=True)
-class At(_Kind):
+class At(_PlacedKind):
     """A path, made absolute from the configuration's directory; a file that must be there unless said otherwise."""
 
     must_be_readable: bool = True
 
-    def read(self, value: Any, place: Place | None) -> Path:
+    def read_at(self, value: Any, place: Place | None) -> Path:
         """Return the path."""
         if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
             raise unfit(f"{shown(value)} is not a path", "Write a path, in quotes if it looks like a number.")
@@ -272,10 +295,10 @@ class At(_Kind):
         return {"type": "string", "minLength": 1}
 
 
-class Secret(_Kind):
+class Secret(_PlacedKind):
     """Text that stands elsewhere: `{file: path}` or `{env: NAME}`."""
 
-    def read(self, value: Any, place: Place | None) -> SecretStr:
+    def read_at(self, value: Any, place: Place | None) -> SecretStr:
         """Return the secret. No message quotes what stands here, whatever it is."""
         if isinstance(value, SecretStr):
             return value
@@ -304,7 +327,7 @@ class Secret(_Kind):
 
 
 def _file_text(name: str, place: Place) -> str:
-    path: Path = At().read(name, place)
+    path: Path = At().read_at(name, place)
     try:
         content = path.read_bytes()
         if len(content) > _LARGEST_SECRET:
@@ -318,17 +341,19 @@ def _yaml_kind(value: object) -> str:
     return "truth value" if isinstance(value, bool) else "number"
 
 
-def _text(amount: float, units: Mapping[str, float], base: str) -> str:
-    whole: Callable[[str], bool] = lambda unit: amount >= units[unit] and (amount / units[unit]).is_integer()  # noqa: E731
-    unit = next((unit for unit in sorted(units, key=lambda u: -units[u]) if whole(unit)), base)
-    return f"{amount / units[unit]:g}{unit}"
+def _text(amount: float, units: Mapping[str, float]) -> str:
+    """Return an amount in the largest unit of which it is a whole number, else in the smallest."""
+    by_size = sorted(units, key=lambda unit: -units[unit])
+    whole = (unit for unit in by_size if amount >= units[unit] and (amount / units[unit]).is_integer())
+    unit = next(whole, by_size[-1])
+    return f"{amount / units[unit]:.6f}".rstrip("0").rstrip(".") + unit
 
 
 def duration_text(seconds: float) -> str:
     """Return a duration as the configuration would write it."""
-    return _text(float(seconds), _SECONDS, "s")
+    return _text(float(seconds), _SECONDS) if seconds else "0s"
 
 
 def size_text(size: int) -> str:
     """Return a size as the configuration would write it."""
-    return _text(float(size), {unit: n for unit, n in _BYTES.items() if "i" in unit or unit == "B"}, "B")
+    return _text(float(size), {unit: n for unit, n in _BYTES.items() if "i" in unit or unit == "B"})

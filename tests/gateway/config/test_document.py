@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -146,7 +147,12 @@ def test_what_has_no_end_or_too_much_is_told_once(text: str, tmp_path: Path) -> 
     assert len(parsed(tmp_path, text).faults) == 1
 
 
-def test_a_deep_pile_of_brackets_is_a_fault_and_no_crash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loader", ["CBaseLoader", "BaseLoader"])
+def test_a_deep_pile_of_brackets_is_a_fault_and_no_crash(
+    loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With libyaml's parser, and with PyYAML's own, which recurses."""
+    monkeypatch.setattr("gateway.config.document._Loader", getattr(yaml, loader))
     assert len(parsed(tmp_path, "[" * 5000).faults) == 1
 
 

@@ -1,6 +1,7 @@
 """A configuration is taken whole or not at all, and everything that is wrong is told at once."""
 
 import copy
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from ipaddress import ip_network
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.config import ConfigError, Fault, load
+from gateway.config import Client, ConfigError, Fault, Route, Settings, UpstreamSettings, load
 from policies.model import TrafficClass
 from tests.gateway.config.sites import LEAST, NOW, Site
 
@@ -35,6 +36,18 @@ def test_the_least_configuration_has_the_recommendations_and_the_documented_defa
 
 def test_the_clock_of_the_host_tells_the_day_when_no_instant_is_given(site: Site) -> None:
     assert load(site.write(LEAST), {}).calendar.zone is not None
+
+
+def test_settings_can_be_built_without_a_file_for_programs() -> None:
+    client = Client(name="a", networks=(ip_network("10.0.0.0/8"),), traffic_class=TrafficClass.BULK)
+    settings = Settings(
+        upstreams={"u": UpstreamSettings(url="http://127.0.0.1:1", call_timeout=1.0, hold=1.0)},
+        routes=(Route(prefix="/", upstream="u"),),
+        clients=(client,),
+    )
+    assert settings.hold_total == 2.0
+    assert settings.clients[0].networks == (ip_network("10.0.0.0/8"),)
+    assert Settings().hold_total == 60.0
 
 
 def test_settings_cannot_be_changed(site: Site) -> None:
@@ -421,11 +434,10 @@ def test_whatever_stands_in_place_of_a_value_it_loads_or_is_told(
     """No value breaks the reading, and a fault always has a place in the file."""
     content = copy.deepcopy(EXAMPLE)
     for (*around, last), value in changes:
-        holder = content
-        for part in around:
-            fits = isinstance(holder, dict | list) and (isinstance(holder, dict) or isinstance(part, int))
-            holder = holder[part] if fits and (part in holder or isinstance(part, int)) else None
-        if isinstance(holder, dict):
+        holder: Any = content
+        with suppress(LookupError, TypeError):  # an earlier change took away what was to be changed
+            for part in around:
+                holder = holder[part]
             holder[last] = value
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
