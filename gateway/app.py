@@ -34,7 +34,7 @@ from gateway.config import Listener as ListenerSettings
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
 from gateway.proxy import Books, Bounds, Done, Inbound, Listener, Proxy, Refuser, malformed_answer
-from gateway.slots import PoolStatistics, Slots
+from gateway.slots import PoolStatistics, Slots, Terms
 from gateway.soap import FaultForm
 from gateway.upstream import Upstream, target_of
 from policies.model import Clock
@@ -92,16 +92,23 @@ class Gateway:
     def build(self, start: StartState) -> None:
         """Build what depends on how the process before this one ended."""
         settings, bulk = self._settings, self._settings.bulk
-        self.slots = Slots(
-            self._configuration.layout,
-            self._configuration.calendar,
-            self._clock,
+        terms = Terms(
             hold_s=settings.hold_total,
+            call_timeout=max((one.call_timeout for one in settings.upstreams.values()), default=settings.hold_total),
             closed=bulk.closed,
             park_time=bulk.park_time,
             park_length=bulk.park_length,
             queue_time=bulk.queue_time,
             queue_length=bulk.queue_length,
+            margin_min=bulk.margin_min,
+            margin_max=bulk.margin_max,
+        )
+        self.slots = Slots(
+            self._configuration.layout,
+            self._configuration.calendar,
+            self._clock,
+            terms,
+            self._log,
             cooling_until=start.cooling_until,
             occupied=start.occupied,
         )
@@ -112,7 +119,7 @@ class Gateway:
         )
         refuser = Refuser(form, self._clock, self._dice, delay_s=bulk.refusal_delay, at_most=bulk.refusal_delay_limit)
         books = Books(self.metrics, self._log)
-        self.proxy = Proxy(self._configuration, self.upstreams, self.slots, self.metrics, books, refuser)
+        self.proxy = Proxy(self._configuration, self.upstreams, self.slots, self.metrics, books, refuser, self._clock)
         self.metrics.watch(self._readings)
 
     async def listen(self) -> None:
@@ -216,13 +223,26 @@ class Gateway:
             "cap_violations",
             "Times that a pool had more calls in progress than its cap.",
             (),
-            {(): statistics.violations},
+            {(): float(statistics.violations)},
             counter=True,
+        )
+        yield Reading(
+            "bulk_in_office_hours",
+            "Bulk calls whose first byte went out while the window was closed: 0 unless mode is observe.",
+            (),
+            {(): float(statistics.office_hours_starts)},
+            counter=True,
+        )
+        yield Reading(
+            "cooling_down_seconds",
+            "For how long bulk still waits after an unclean stop.",
+            (),
+            {(): statistics.cooling_s},
         )
         yield Reading(
             "event_loop_lag_seconds", "The worst delay of the event loop in the last minute.", (), {(): self._lag}
         )
-        connections = {
+        connections: dict[tuple[str, ...], float] = {
             (name, state): float(value)
             for name, upstream in self.upstreams.items()
             for state, value in (("idle", upstream.statistics().idle), ("in_use", upstream.statistics().in_use))
@@ -253,6 +273,8 @@ async def running(
         start = occupancy.read_and_mark(settings.hold_total, clock.boot())
         gateway = Gateway(configuration, clock, log, dice)
         gateway.build(start)
+        if start.cooling_until is not None:
+            log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
         try:
             await gateway.listen()
             async with asyncio.TaskGroup() as tasks:

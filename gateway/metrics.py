@@ -108,10 +108,6 @@ class Metrics:
         self._faults = {(s, o): faults.labels(s, o) for s in sources for o in ("gateway", "upstream")}
         self.added_seconds = {traffic: added.labels(traffic) for traffic in TrafficClass}
         self.slot_wait_seconds = {pool: wait.labels(pool) for pool in pools}
-        self.bulk_in_office_hours = self._counter(
-            "bulk_in_office_hours",
-            "Bulk calls that were written while the window was closed: 0 unless mode is observe.",
-        )
         unclassified = self._counter("unclassified", "Calls whose sources are not known.", "class")
         self.unclassified = {traffic: unclassified.labels(traffic) for traffic in TrafficClass}
         self.would_refuse = self._counter(

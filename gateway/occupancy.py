@@ -73,7 +73,7 @@ class Occupancy:
         except BlockingIOError:
             os.close(lock)
             raise OccupiedError(
-                f"{self._dir}: another gateway runs with this data_dir. One process keeps one institution's caps: stop the "
+                f"{self._dir}: another gateway runs with this data_dir. One process keeps the caps: stop the "
                 "other one, or give this one a data_dir of its own and divide the caps with `share:`."
             ) from None
         self._lock = lock

@@ -144,7 +144,7 @@ def _digest(
     configuration: Configuration, body: bytes, content_type: str, codings: tuple[str, ...]
 ) -> tuple[Digest, str]:
     try:
-        selectors = configuration.catalogue.selector_paths
+        selectors = configuration.catalogue.selectors
         coding = ",".join(codings)
         return digest(body, content_type=content_type, content_encoding=coding, selectors=selectors), ""
     except MalformedBodyError:
@@ -172,15 +172,16 @@ def _outcome(
         return "refused: unknown_run (there are no runs yet)"
     if calendar.is_open(at):
         return f"takes its slots and is forwarded; waits at most {settings.bulk.queue_time:g} s when none is free"
-    opening = calendar.next_opening(at)
+    return _closed(configuration, at)
+
+
+def _closed(configuration: Configuration, at: datetime) -> str:
+    bulk = configuration.settings.bulk
+    opening = configuration.calendar.next_opening(at)
     when = f"until {opening:%A %Y-%m-%d %H:%M} ({opening.tzname()})" if opening is not None else "for good"
-    if settings.mode == "observe":
+    if configuration.settings.mode == "observe":
         return f"forwarded (mode observe); enforcement would refuse it: office_hours, {when}"
-    if (
-        settings.bulk.closed == "park"
-        and opening is not None
-        and (opening - at).total_seconds() <= settings.bulk.park_time
-    ):
+    if bulk.closed == "park" and opening is not None and (opening - at).total_seconds() <= bulk.park_time:
         return f"parked {when}"
     return f"refused: office_hours, {when}"
 

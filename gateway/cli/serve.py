@@ -25,7 +25,7 @@ def serve(configuration: Configuration) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(configuration, log))
     except asyncio.CancelledError:
-        log.error("ended at once", remedy="The next start lets bulk wait until calls of this one cannot be running.")
+        log.warning("ended at once", remedy="The next start lets bulk wait until calls of this one cannot be running.")
         return 1
     finally:
         writer.close()
@@ -50,7 +50,6 @@ async def _serve(configuration: Configuration, log: structlog.typing.FilteringBo
         async with running(configuration, clock=SystemClock(), log=log, dice=Random()):  # noqa: S311  # jitter, no secret
             await stop.wait()
     except (OccupiedError, OSError) as error:
-        log.error("cannot start", error=str(error))
         print(error, file=sys.stderr)
         return 1
     return 0

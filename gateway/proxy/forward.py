@@ -18,6 +18,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime, time, timedelta
 
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
@@ -31,7 +32,7 @@ from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, Peek, PrefixCache, TooLargeError, caller_soap_version, digest
 from gateway.upstream import Answer, GuardClosedError, Outbound, Upstream, UpstreamError
 from policies.classify import CallFacts, class_of
-from policies.model import UNCLASSIFIED, Digest, Reason, Refusal, Slot, TrafficClass
+from policies.model import UNCLASSIFIED, Clock, Digest, Reason, Refusal, Slot, TrafficClass
 
 _ADMISSIONS = 3
 """How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
@@ -72,6 +73,7 @@ class Proxy:
         metrics: Metrics,
         books: Books,
         refuser: Refuser,
+        clock: Clock,
     ) -> None:
         self._configuration = configuration
         self._catalogue = configuration.catalogue
@@ -88,7 +90,8 @@ class Proxy:
         self._refuser = refuser
         self._prefixes = PrefixCache()
         self._reads_basic = any(rule.basic_users for rule in configuration.rules)
-        self._observing = self._settings.mode == "observe"
+        self._clock = clock
+        self._observes_until = _end_of(configuration)
         self.in_flight = 0  #: calls that were taken and are not over
         self.draining = False  #: stopping: answers close their connections
         self._nothing_left: asyncio.Event | None = None
@@ -166,6 +169,10 @@ class Proxy:
             user_agent=fields.first(b"user-agent"),
         )
 
+    @property
+    def _observing(self) -> bool:
+        return self._observes_until is not None and self._clock.wall() < self._observes_until
+
     # Real-time.
 
     async def _realtime(self, inbound: Inbound, call: Call, prepared: _Prepared) -> bool:
@@ -185,7 +192,7 @@ class Proxy:
         coded = prepared.fields.first(b"content-encoding")
         found = None if coded else self._prefixes.lookup(body, content_type)
         if found is None:
-            peek = Peek(content_type, coded, self._catalogue.selector_paths)
+            peek = Peek(content_type, coded, self._catalogue.selectors)
             peek.feed(body)
             found = peek.result()
             if not coded:
@@ -194,7 +201,7 @@ class Proxy:
 
     async def _looked_at(self, inbound: Inbound, call: Call, prepared: _Prepared) -> AsyncIterator[bytes]:
         content_type = prepared.fields.first(b"content-type")
-        peek = Peek(content_type, prepared.fields.first(b"content-encoding"), self._catalogue.selector_paths)
+        peek = Peek(content_type, prepared.fields.first(b"content-encoding"), self._catalogue.selectors)
         seen = False
         async for data in inbound.chunks():
             call.bytes_in += len(data)
@@ -230,7 +237,7 @@ class Proxy:
                     body,
                     content_type=prepared.fields.first(b"content-type"),
                     content_encoding=",".join(prepared.fields.every(b"content-encoding")),
-                    selectors=self._catalogue.selector_paths,
+                    selectors=self._catalogue.selectors,
                 )
                 sources = self._classify(call, prepared, found)
         except MalformedBodyError:
@@ -260,11 +267,14 @@ class Proxy:
             reachable = prepared.route.sources or tuple(self._catalogue.sources)
             sources = frozenset({*reachable, UNCLASSIFIED})
             call.pools = layout.unclassified(reachable)
+        observe = self._observing
+        if observe and call.would_refuse is None:
+            call.would_refuse = self._slots.would_refuse(sources, call.pools)
         loop = asyncio.get_running_loop()
         for _ in range(_ADMISSIONS):
             asked = loop.time()
             try:
-                async with self._slots.slot(sources, call.pools, call.flow, observe=self._observing) as slot:
+                async with self._slots.slot(sources, call.pools, call.flow, observe=observe) as slot:
                     call.waited += loop.time() - asked
                     return await self._exchange(inbound, call, prepared, outbound, slot)
             except RefusedError:
@@ -322,6 +332,14 @@ class Proxy:
         keep_alive = self._may_go_on(inbound)
         send(inbound, written, keep_alive=keep_alive)
         return keep_alive
+
+
+def _end_of(configuration: Configuration) -> datetime | None:
+    """Return when mode observe ends: after its last day, Brussels time. None: it is not in force."""
+    settings = configuration.settings
+    if settings.mode != "observe" or settings.observe is None:
+        return None
+    return datetime.combine(settings.observe.until + timedelta(days=1), time(), configuration.calendar.zone)
 
 
 async def _followed(body: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

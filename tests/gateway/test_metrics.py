@@ -32,7 +32,6 @@ def test_every_known_combination_starts_at_zero() -> None:
     assert set(requests.values()) == {0.0}
     refusals = values(metrics, "bcss_gateway_refusals_total")
     assert len(refusals) == 4 * len(TrafficClass) * len(Reason)
-    assert values(metrics, "bcss_gateway_bulk_in_office_hours_total") == {of(): 0.0}
 
 
 def test_a_call_and_a_refusal_are_counted_where_they_belong() -> None:
