@@ -70,7 +70,7 @@ class Exchange:
 
     __slots__ = ("_connection", "_group", "_outbound", "_pump", "_slot", "_timer", "_upstream", "_written")
 
-    def __init__(self, upstream: Upstream, outbound: Outbound, slot: Slot | None) -> None:
+    def __init__(self, upstream: "Upstream", outbound: Outbound, slot: Slot | None) -> None:
         self._upstream = upstream
         self._outbound = outbound
         self._slot = slot
