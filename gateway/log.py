@@ -10,10 +10,10 @@ Nothing here decides what is worth a line.
 """
 
 import json
-import queue
 import re
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC
 from typing import Any, TextIO
@@ -23,6 +23,7 @@ import structlog
 from policies.model import Clock
 
 _MAX_WAITING_LINES = 100_000  #: about 40 MB: what a stopped log reader may cost before lines are dropped
+_WRITE_EVERY_S = 0.05
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/@+=-]{1,128}")
 _LIKE_A_NATIONAL_NUMBER = re.compile(r"(?<!\d)\d{2}\D?\d{2}\D?\d{2}\D?\d{3}\D?\d{2}(?!\d)")
 
@@ -36,11 +37,16 @@ def safe_id(text: str) -> str:
 
 
 class LineWriter:
-    """Writes lines from a thread of its own. `close` writes what is left, for at most two seconds."""
+    """Writes lines from a thread of its own, some times a second. `close` writes what is left, for at most two seconds.
+
+    The thread looks by itself whether there is something to write: waking it for each line would cost more than the
+    line.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._lines: queue.Queue[str | None] = queue.Queue(_MAX_WAITING_LINES)
+        self._lines: deque[str] = deque()
+        self._stop = threading.Event()
         self._gone = False
         self.dropped = 0  #: lines given up because the reader of the output stood still or went away
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -48,45 +54,32 @@ class LineWriter:
 
     def msg(self, line: str) -> None:
         """Take a line, without its end. Returns at once."""
-        if self._gone:
+        if self._gone or len(self._lines) >= _MAX_WAITING_LINES:
             self.dropped += 1
-            return
-        try:
-            self._lines.put_nowait(line)
-        except queue.Full:
-            self.dropped += 1
+        else:
+            self._lines.append(line)
 
     debug = info = warning = error = critical = msg
 
     def close(self) -> None:
         """Write what has gathered and stop."""
-        try:
-            self._lines.put(None, timeout=1)
-        except queue.Full:
-            return
+        self._stop.set()
         self._thread.join(timeout=2)
 
     def _run(self) -> None:
-        line = self._lines.get()
-        while line is not None:
-            batch = [line]
-            try:
-                while (line := self._lines.get_nowait()) is not None:
-                    batch.append(line)
-            except queue.Empty:
-                line = ""
-            if not self._write("\n".join(batch) + "\n"):
-                return
-            if line == "":
-                line = self._lines.get()
+        while not self._stop.wait(_WRITE_EVERY_S):
+            self._write()
+        self._write()
 
-    def _write(self, text: str) -> bool:
+    def _write(self) -> None:
+        batch = [self._lines.popleft() for _ in range(len(self._lines))]
+        if not batch or self._gone:
+            return
         try:
-            self._out.write(text)
+            self._out.write("\n".join(batch) + "\n")
             self._out.flush()
         except (OSError, ValueError):  # there is nowhere left to say so but in the count of dropped lines
             self._gone = True
-        return not self._gone
 
 
 def open_log(clock: Clock, out: TextIO | None = None) -> tuple[structlog.typing.FilteringBoundLogger, LineWriter]:

@@ -12,6 +12,7 @@ Decides nothing about a call.
 import re
 import secrets
 from dataclasses import dataclass, field
+from itertools import count
 
 from structlog.typing import FilteringBoundLogger
 
@@ -20,12 +21,14 @@ from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.wire import RequestFields
 from policies.model import UNCLASSIFIED, Reason, TrafficClass
 
+_PROCESS = secrets.token_hex(6)
+_NUMBERS = count(1)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(slots=True)
 class Call:
-    """One call. Times are the event loop's, in seconds."""
+    """One call. Times are of a counter in seconds that starts anywhere."""
 
     arrived: float
     request_id: str = ""
@@ -56,7 +59,7 @@ def request_id_of(fields: RequestFields) -> str:
         return given
     if trace := _TRACEPARENT.fullmatch(fields.first(b"traceparent")):
         return trace[1]
-    return secrets.token_hex(8)
+    return f"{_PROCESS}-{next(_NUMBERS):x}"
 
 
 def decision_field(call: Call, mode: str) -> bytes:

@@ -19,6 +19,7 @@ import binascii
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
+from time import perf_counter  # uvloop's clock counts milliseconds only; these are durations for people
 
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
@@ -31,11 +32,12 @@ from gateway.proxy.wire import RequestFields, Routes, origin_form, outbound_targ
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, Peek, PrefixCache, TooLargeError, caller_soap_version, digest
 from gateway.upstream import Answer, GuardClosedError, Outbound, Upstream, UpstreamError
-from policies.classify import CallFacts, class_of
+from policies.classify import CallFacts, SourceDecision, class_of
 from policies.model import UNCLASSIFIED, Clock, Digest, Reason, Refusal, Slot, TrafficClass
 
 _ADMISSIONS = 3
 """How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
+_MAX_DECISIONS = 1024
 _NOT_FORWARDED = {"CONNECT", "TRACE"}
 
 
@@ -89,6 +91,7 @@ class Proxy:
         self._books = books
         self._refuser = refuser
         self._prefixes = PrefixCache()
+        self._decisions: dict[tuple[Digest, str, str], SourceDecision] = {}
         self._reads_basic = any(rule.basic_users for rule in configuration.rules)
         self._clock = clock
         self._observes_until = _end_of(configuration)
@@ -104,8 +107,7 @@ class Proxy:
 
     async def handle(self, inbound: Inbound, listener: ListenerSettings) -> Done:
         """Take one call to its end."""
-        loop = asyncio.get_running_loop()
-        call = Call(arrived=loop.time())
+        call = Call(arrived=perf_counter())
         self.in_flight += 1
         try:
             keep_alive = await self._take(inbound, listener, call)
@@ -121,7 +123,7 @@ class Proxy:
             if self._nothing_left is not None and not self.in_flight:
                 self._nothing_left.set()
             call.bytes_out = inbound.sent
-            self._books.settle(call, loop.time(), client=inbound.connection.peer)
+            self._books.settle(call, perf_counter(), client=inbound.connection.peer)
         return Done(keep_alive=keep_alive)
 
     async def _take(self, inbound: Inbound, listener: ListenerSettings, call: Call) -> bool:
@@ -212,9 +214,14 @@ class Proxy:
 
     def _classify(self, call: Call, prepared: _Prepared, found: Digest) -> frozenset[str]:
         prepared.digest = found
-        decision = self._catalogue.find(
-            found, path=prepared.path, soap_action=prepared.fields.first(b"soapaction").strip('"')
-        )
+        soap_action = prepared.fields.first(b"soapaction").strip('"')
+        key = (found, prepared.path, soap_action)
+        decision = self._decisions.get(key)
+        if decision is None:
+            decision = self._catalogue.find(found, path=prepared.path, soap_action=soap_action)
+            if len(self._decisions) >= _MAX_DECISIONS:  # a client that varies its paths must not fill memory
+                self._decisions.clear()
+            self._decisions[key] = decision
         call.label, call.service, call.mismatch = decision.label, decision.service, decision.mismatch
         return decision.sources
 
@@ -270,15 +277,14 @@ class Proxy:
         observe = self._observing
         if observe and call.would_refuse is None:
             call.would_refuse = self._slots.would_refuse(sources, call.pools)
-        loop = asyncio.get_running_loop()
         for _ in range(_ADMISSIONS):
-            asked = loop.time()
+            asked = perf_counter()
             try:
                 async with self._slots.slot(sources, call.pools, call.flow, observe=observe) as slot:
-                    call.waited += loop.time() - asked
+                    call.waited += perf_counter() - asked
                     return await self._exchange(inbound, call, prepared, outbound, slot)
             except RefusedError:
-                call.waited += loop.time() - asked
+                call.waited += perf_counter() - asked
                 raise
             except GuardClosedError:
                 continue
@@ -289,15 +295,14 @@ class Proxy:
     async def _exchange(
         self, inbound: Inbound, call: Call, prepared: _Prepared, outbound: Outbound, slot: Slot | None
     ) -> bool:
-        loop = asyncio.get_running_loop()
-        call.sent_at = loop.time()
+        call.sent_at = perf_counter()
         try:
             async with prepared.upstream.send(outbound, slot=slot) as answer:
                 call.status = answer.status
                 extra = (self._decision(call),) if self._settings.answers.decision_header else ()
                 keep_alive = await relay(inbound, answer, extra, keep_alive=self._may_go_on(inbound))
         finally:
-            call.upstream = loop.time() - call.sent_at
+            call.upstream = perf_counter() - call.sent_at
         call.outcome = "forwarded"
         if _is_fault(answer):
             self._metrics.upstream_fault(call.label)
@@ -310,7 +315,7 @@ class Proxy:
         return not (inbound.message.should_close or self.draining) and inbound.body_is_here and inbound.speaks_11
 
     async def _refuse(self, inbound: Inbound, call: Call, prepared: _Prepared, refused: RefusedError) -> bool:
-        await self._refuser.hold_back(asyncio.get_running_loop().time() - call.arrived)
+        await self._refuser.hold_back(perf_counter() - call.arrived)
         call.outcome = "refused"
         return self._answer(inbound, call, prepared, refused)
 

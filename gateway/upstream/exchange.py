@@ -190,13 +190,16 @@ class Exchange:
     def _arm(self, realtime_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        seconds = realtime_s if self._slot is None else self._upstream.target.call_timeout
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(seconds, self._too_late, self._upstream.clock.boot() + seconds)
+        if self._slot is None:
+            self._timer = loop.call_later(realtime_s, self._too_late)
+        else:
+            seconds = self._upstream.target.call_timeout
+            self._timer = loop.call_later(seconds, self._too_late, self._upstream.clock.boot() + seconds)
 
-    def _too_late(self, due: float) -> None:
+    def _too_late(self, due: float | None = None) -> None:
         # The loop's clock stands while the machine is suspended, so by the boot clock it can only be later than due.
-        left = due - self._upstream.clock.boot()
+        left = due - self._upstream.clock.boot() if due is not None else 0.0
         if left > 0.001:
             self._timer = asyncio.get_running_loop().call_later(left, self._too_late, due)
             return
