@@ -24,13 +24,13 @@ from random import Random
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from structlog.typing import FilteringBoundLogger
 
 from gateway import __version__
 from gateway.admin import Telemetry
 from gateway.certificates import expiries, server_context
 from gateway.config import Configuration
 from gateway.config import Listener as ListenerSettings
+from gateway.log import LineWriter, event_log
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
 from gateway.proxy import Books, Bounds, Done, Inbound, Listener, Proxy, Refuser, malformed_answer
@@ -67,12 +67,13 @@ class Addresses:
 class Gateway:
     """A gateway that runs. Made by `running`."""
 
-    def __init__(self, configuration: Configuration, clock: Clock, log: FilteringBoundLogger, dice: Random) -> None:
+    def __init__(self, configuration: Configuration, clock: Clock, lines: LineWriter, dice: Random) -> None:
         settings = configuration.settings
         self._configuration = configuration
         self._settings = settings
         self._clock = clock
-        self._log = log
+        self._lines = lines
+        self._log = event_log(clock, lines)
         self._dice = dice
         self._servers: list[tuple[asyncio.Server, web.Server]] = []
         self._ready = False
@@ -118,7 +119,7 @@ class Gateway:
             other_status=settings.answers.other_status,
         )
         refuser = Refuser(form, self._clock, self._dice, delay_s=bulk.refusal_delay, at_most=bulk.refusal_delay_limit)
-        books = Books(self.metrics, self._log)
+        books = Books(self.metrics, self._clock, self._lines.msg)
         self.proxy = Proxy(self._configuration, self.upstreams, self.slots, self.metrics, books, refuser, self._clock)
         self.metrics.watch(self._readings)
 
@@ -249,6 +250,13 @@ class Gateway:
         }
         yield Reading("upstream_connections", "Connections to upstreams.", ("upstream", "state"), connections)
         yield Reading(
+            "log_lines_dropped",
+            "Log lines given up because nobody read the output.",
+            (),
+            {(): float(self._lines.dropped)},
+            counter=True,
+        )
+        yield Reading(
             "tls_not_after_timestamp_seconds",
             "When a certificate of the configuration expires.",
             ("certificate",),
@@ -258,7 +266,7 @@ class Gateway:
 
 @asynccontextmanager
 async def running(
-    configuration: Configuration, *, clock: Clock, log: FilteringBoundLogger, dice: Random
+    configuration: Configuration, *, clock: Clock, lines: LineWriter, dice: Random
 ) -> AsyncIterator[Gateway]:
     """Run a gateway for the duration of the block, and stop it in order afterwards.
 
@@ -267,11 +275,12 @@ async def running(
         OSError: a listener's address cannot be had.
     """
     settings = configuration.settings
+    log = event_log(clock, lines)
     occupancy = Occupancy(settings.data_dir, boot_id())
     occupancy.acquire()
     try:
         start = occupancy.read_and_mark(settings.hold_total, clock.boot())
-        gateway = Gateway(configuration, clock, log, dice)
+        gateway = Gateway(configuration, clock, lines, dice)
         gateway.build(start)
         if start.cooling_until is not None:
             log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)

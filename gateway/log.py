@@ -43,8 +43,8 @@ class LineWriter:
     line.
     """
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out if out is not None else sys.stdout
         self._lines: deque[str] = deque()
         self._stop = threading.Event()
         self._gone = False
@@ -82,10 +82,9 @@ class LineWriter:
             self._gone = True
 
 
-def open_log(clock: Clock, out: TextIO | None = None) -> tuple[structlog.typing.FilteringBoundLogger, LineWriter]:
-    """Make the gateway's log. The writer is closed last of all by whoever opened it."""
-    writer = LineWriter(out if out is not None else sys.stdout)
-    log = structlog.wrap_logger(
+def event_log(clock: Clock, writer: LineWriter) -> structlog.typing.FilteringBoundLogger:
+    """Make the log of state changes, whose lines go to `writer`."""
+    log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
         writer,
         processors=[
             structlog.processors.add_log_level,
@@ -95,7 +94,7 @@ def open_log(clock: Clock, out: TextIO | None = None) -> tuple[structlog.typing.
         wrapper_class=structlog.make_filtering_bound_logger("INFO"),
         cache_logger_on_first_use=True,
     )
-    return log, writer
+    return log
 
 
 def _stamp(clock: Clock) -> Callable[[Any, str, structlog.typing.EventDict], structlog.typing.EventDict]:

@@ -9,21 +9,21 @@ import signal
 import sys
 from random import Random
 
-import structlog
 import uvloop
 
 from gateway.app import SystemClock, running
 from gateway.config import Configuration
-from gateway.log import open_log
+from gateway.log import LineWriter, event_log
 from gateway.occupancy import OccupiedError
 
 
 def serve(configuration: Configuration) -> int:
     """Run the gateway; return the exit status."""
-    log, writer = open_log(SystemClock())
+    writer = LineWriter()
+    log = event_log(SystemClock(), writer)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(configuration, log))
+            return runner.run(_serve(configuration, writer))
     except asyncio.CancelledError:
         log.warning("ended at once", remedy="The next start lets bulk wait until calls of this one cannot be running.")
         return 1
@@ -31,7 +31,8 @@ def serve(configuration: Configuration) -> int:
         writer.close()
 
 
-async def _serve(configuration: Configuration, log: structlog.typing.FilteringBoundLogger) -> int:
+async def _serve(configuration: Configuration, lines: LineWriter) -> int:
+    log = event_log(SystemClock(), lines)
     for warning in configuration.warnings:
         log.warning("configuration", warning=warning)
     stop = asyncio.Event()
@@ -47,7 +48,7 @@ async def _serve(configuration: Configuration, log: structlog.typing.FilteringBo
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     try:
-        async with running(configuration, clock=SystemClock(), log=log, dice=Random()):  # noqa: S311  # jitter, no secret
+        async with running(configuration, clock=SystemClock(), lines=lines, dice=Random()):  # noqa: S311  # jitter, no secret
             await stop.wait()
     except (OccupiedError, OSError) as error:
         print(error, file=sys.stderr)

@@ -9,17 +9,19 @@ Rules that always hold:
 Decides nothing about a call.
 """
 
+import json
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC
+from functools import lru_cache
 from itertools import count
-
-from structlog.typing import FilteringBoundLogger
 
 from gateway.log import safe_id
 from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.wire import RequestFields
-from policies.model import UNCLASSIFIED, Reason, TrafficClass
+from policies.model import UNCLASSIFIED, Clock, Reason, TrafficClass
 
 _PROCESS = secrets.token_hex(6)
 _NUMBERS = count(1)
@@ -74,11 +76,12 @@ def decision_field(call: Call, mode: str) -> bytes:
 
 
 class Books:
-    """Keeps the metrics and the access log."""
+    """Keeps the metrics and the access log, whose lines go to `write`."""
 
-    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock, write: Callable[[str], None]) -> None:
         self._metrics = metrics
-        self._log = log
+        self._clock = clock
+        self._write = write
 
     def settle(self, call: Call, now: float, *, client: str) -> None:
         """Write a call into the books, once, when it is over."""
@@ -102,29 +105,30 @@ class Books:
         self._line(call, now, client)
 
     def _line(self, call: Call, now: float, client: str) -> None:
-        line: dict[str, object] = {
-            "request_id": call.request_id,
-            "class": call.traffic,
-            "rule": call.rule,
-            "client": client,
-            "route": call.route,
-            "source": call.label,
-            "service": call.service,
-            "outcome": call.outcome,
-            "status": call.status,
-            "bytes_in": call.bytes_in,
-            "bytes_out": call.bytes_out,
-            "total_ms": round((now - call.arrived) * 1000, 3),
-            "upstream_ms": round(call.upstream * 1000, 3),
-        }
+        # Written by hand: a JSON encoder costs as much as all else that the gateway does for a call (measured: 12 of
+        # 80 us).
+        line = (
+            f'{{"event":"call","time":"{self._clock.wall().astimezone(UTC).isoformat(timespec="milliseconds")}"'
+            f',"request_id":{_quoted(call.request_id)},"class":"{call.traffic}","rule":{_quoted(call.rule)}'
+            f',"client":{_quoted(client)},"route":{_quoted(call.route)},"source":{_quoted(call.label)}'
+            f',"service":{_quoted(call.service)},"outcome":"{call.outcome}","status":{call.status}'
+            f',"bytes_in":{call.bytes_in},"bytes_out":{call.bytes_out}'
+            f',"total_ms":{(now - call.arrived) * 1000:.3f},"upstream_ms":{call.upstream * 1000:.3f}'
+        )
         if call.traffic is TrafficClass.BULK:
-            line |= {"flow": call.flow, "pools": call.pools, "wait_ms": round(call.waited * 1000, 3)}
+            pools = _quoted("+".join(call.pools))
+            line += f',"flow":{_quoted(call.flow)},"pools":{pools},"wait_ms":{call.waited * 1000:.3f}'
         if call.reason is not None:
-            line["reason"] = call.reason
+            line += f',"reason":"{call.reason}"'
         if call.would_refuse is not None:
-            line["would_refuse"] = call.would_refuse
+            line += f',"would_refuse":"{call.would_refuse}"'
         if call.mismatch:
-            line["mismatch"] = call.mismatch
+            line += f',"mismatch":{_quoted(call.mismatch)}'
         if call.faults:
-            line["faults"] = call.faults
-        self._log.info("call", **line)
+            line += f',"faults":{json.dumps(call.faults)}'
+        self._write(line + "}")
+
+
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    return json.dumps(text)

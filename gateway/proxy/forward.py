@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from time import perf_counter  # uvloop's clock counts milliseconds only; these are durations for people
+from typing import TypeVar
 
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
@@ -32,9 +33,11 @@ from gateway.proxy.wire import RequestFields, Routes, origin_form, outbound_targ
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, Peek, PrefixCache, TooLargeError, caller_soap_version, digest
 from gateway.upstream import Answer, GuardClosedError, Outbound, Upstream, UpstreamError
-from policies.classify import CallFacts, SourceDecision, class_of
+from policies.classify import CallFacts, ClassDecision, SourceDecision, class_of
 from policies.model import UNCLASSIFIED, Clock, Digest, Reason, Refusal, Slot, TrafficClass
 
+K = TypeVar("K")
+V = TypeVar("V")
 _ADMISSIONS = 3
 """How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
 _MAX_DECISIONS = 1024
@@ -91,6 +94,7 @@ class Proxy:
         self._books = books
         self._refuser = refuser
         self._prefixes = PrefixCache()
+        self._classes: dict[tuple[object, ...], ClassDecision] = {}
         self._decisions: dict[tuple[Digest, str, str], SourceDecision] = {}
         self._reads_basic = any(rule.basic_users for rule in configuration.rules)
         self._clock = clock
@@ -138,7 +142,7 @@ class Proxy:
             )
             return plain(inbound, call.status, what, call.request_id)
         call.route = route.prefix
-        decision = class_of(self._facts(inbound, listener, target, fields, tagged=tagged), self._configuration.rules)
+        decision = self._class_of(inbound, listener, target, fields, tagged=tagged)
         call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
         if fields.first(b"expect").lower() == "100-continue":
             inbound.invite_body()
@@ -156,20 +160,30 @@ class Proxy:
         except SlowBodyError:
             return plain(inbound, 408, "The request's body came too slowly.", call.request_id)
 
-    def _facts(
+    def _class_of(
         self, inbound: Inbound, listener: ListenerSettings, target: bytes, fields: RequestFields, *, tagged: bool
-    ) -> CallFacts:
-        return CallFacts(
-            listener_class=listener.traffic_class,
-            path=path_of(target),
-            bulk_prefix=tagged,
-            traffic_class=fields.every(b"x-traffic-class"),
-            bulk_run=fields.every(b"x-bulk-run"),
-            peer=inbound.connection.peer,
-            tls_subject=inbound.connection.subject,
-            basic_user=_basic_user(fields.first(b"authorization")) if self._reads_basic else "",
-            user_agent=fields.first(b"user-agent"),
-        )
+    ) -> ClassDecision:
+        peer, subject = inbound.connection.peer, inbound.connection.subject
+        basic_user = _basic_user(fields.first(b"authorization")) if self._reads_basic else ""
+        agent = fields.first(b"user-agent") if self._configuration.rules else ""
+        declared, run = fields.every(b"x-traffic-class"), fields.every(b"x-bulk-run")
+        key = (listener.traffic_class, tagged, declared, run, peer, subject, basic_user, agent)
+        decision = self._classes.get(key)
+        if decision is None:
+            facts = CallFacts(
+                listener_class=listener.traffic_class,
+                path=path_of(target),
+                bulk_prefix=tagged,
+                traffic_class=declared,
+                bulk_run=run,
+                peer=peer,
+                tls_subject=subject,
+                basic_user=basic_user,
+                user_agent=agent,
+            )
+            decision = class_of(facts, self._configuration.rules)
+            _remember(self._classes, key, decision)
+        return decision
 
     @property
     def _observing(self) -> bool:
@@ -219,9 +233,7 @@ class Proxy:
         decision = self._decisions.get(key)
         if decision is None:
             decision = self._catalogue.find(found, path=prepared.path, soap_action=soap_action)
-            if len(self._decisions) >= _MAX_DECISIONS:  # a client that varies its paths must not fill memory
-                self._decisions.clear()
-            self._decisions[key] = decision
+            _remember(self._decisions, key, decision)
         call.label, call.service, call.mismatch = decision.label, decision.service, decision.mismatch
         return decision.sources
 
@@ -337,6 +349,12 @@ class Proxy:
         keep_alive = self._may_go_on(inbound)
         send(inbound, written, keep_alive=keep_alive)
         return keep_alive
+
+
+def _remember(decisions: dict[K, V], key: K, decision: V) -> None:
+    if len(decisions) >= _MAX_DECISIONS:  # a client that varies what it sends must not fill memory
+        decisions.clear()
+    decisions[key] = decision
 
 
 def _end_of(configuration: Configuration) -> datetime | None:

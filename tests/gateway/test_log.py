@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.log import open_log, safe_id
+from gateway.log import LineWriter, event_log, safe_id
 
 
 class StandingClock:
@@ -23,7 +23,8 @@ class StandingClock:
 
 def test_a_line_is_one_json_object_with_its_time() -> None:
     out = io.StringIO()
-    log, writer = open_log(StandingClock(), out)
+    writer = LineWriter(out)
+    log = event_log(StandingClock(), writer)
     log.info("call", source="onss", total_ms=1.5)
     log.warning("stopping")
     writer.close()
@@ -42,7 +43,8 @@ def test_a_reader_that_stands_still_does_not_block_the_writer() -> None:
     """A pipe holds 64 KiB; 40,000 lines are far more, and nobody reads."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as out:
-        log, writer = open_log(StandingClock(), out)
+        writer = LineWriter(out)
+        log = event_log(StandingClock(), writer)
         for number in range(40_000):
             log.info("call", number=number)
         received: list[bytes] = []
@@ -62,7 +64,8 @@ def test_a_reader_that_stands_still_does_not_block_the_writer() -> None:
 
 def test_a_reader_that_went_away_costs_lines_and_not_calls() -> None:
     out = io.StringIO()
-    log, writer = open_log(StandingClock(), out)
+    writer = LineWriter(out)
+    log = event_log(StandingClock(), writer)
     out.close()
     log.info("call")
     writer.close()
