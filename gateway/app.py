@@ -286,14 +286,19 @@ async def running(
             log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
         try:
             await gateway.listen()
+            failed: Exception | None = None
             async with asyncio.TaskGroup() as tasks:
                 lag = tasks.create_task(gateway.watch_lag())
                 try:
                     log.info("ready", traffic=gateway.addresses.traffic, telemetry=gateway.addresses.telemetry)
                     yield gateway
                     await gateway.drain()
+                except Exception as error:  # noqa: BLE001  # the block's own, raised again outside of the group
+                    failed = error
                 finally:
                     lag.cancel()
+            if failed is not None:
+                raise failed
         finally:
             await gateway.close()
             gateway.slots.close()

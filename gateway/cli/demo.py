@@ -31,9 +31,8 @@ from gateway.simulator import Latency, Rule, Script, StandIn, standing_in
 CONSULT = "/SOA4520/RetrieveTIGroupsService/v2/retrieveTI"
 EMPLOYERS = "/SOA4520/Dolsis2011Service/consult"
 LATENCY_S = 0.1
-_NEEDED = re.compile(
-    r"bcss_gateway_(slots_(in_use_peak|limit)\{pool=\"(base|onss)\"|window_open|cap_viol|bulk_in_office)"
-)
+_SHOWN = re.compile(r'bcss_gateway_(slots_(in_use_peak|limit)\{pool="(base|onss)"|window_open|cap_viol|bulk_in_office)')
+_CALLS = ("bcss_gateway_requests_total{", "bcss_gateway_refusals_total{")
 
 
 class ShiftedClock:
