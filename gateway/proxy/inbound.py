@@ -16,6 +16,8 @@ that.
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -183,8 +185,10 @@ class Inbound:
             await self.connection.drained()
 
     def cut(self) -> None:
-        """Break the connection off, so that a cut answer cannot be taken for a whole one."""
+        """Reset the connection, so that a cut answer cannot be taken for a whole one, not even one without a length."""
         if (transport := self.connection.transport) is not None:
+            if (sock := transport.get_extra_info("socket")) is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
 
 

@@ -18,7 +18,7 @@ Rules that always hold:
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -144,7 +144,7 @@ class Slots:
             RefusedError: the call was turned away; nothing was sent.
         """
         ticket = Ticket(next(self._tickets))
-        guard = self._observed_guard if observe else partial(self._window.may_start, sources)
+        guard = self._observing_guard() if observe else partial(self._window.may_start, sources)
         slot = Slot(ticket, sources, pools, guard, self._terms.hold_s)
         pacers: list[tuple[str, AsyncLimiter]] = []
         try:
@@ -259,9 +259,17 @@ class Slots:
 
     # What speaks against it.
 
-    def _observed_guard(self, _now: float) -> bool:
-        self._office_hours_starts += not self._window.is_open_by_wall_clock()
-        return True
+    def _observing_guard(self) -> Callable[[float], bool]:
+        counted = False
+
+        def guard(_now: float) -> bool:
+            nonlocal counted
+            if not counted:
+                counted = True
+                self._office_hours_starts += not self._window.is_open_by_wall_clock()
+            return True
+
+        return guard
 
     def _cooling_s(self) -> float:
         return max(0.0, (self._cooling_until or 0.0) - self._clock.boot())
