@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from lxml import etree
+
+from gateway.simulator import Latency, Script, standing_in
 from tests.conftest import (
     BRUSSELS,
     JumpingClock,
@@ -21,8 +23,6 @@ from tests.conftest import (
     raw_server,
     whole_answer,
 )
-
-from gateway.simulator import Latency, Script, standing_in
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 4\r\n\r\n<ok>"
 FAULT = "{urn:bcss-gateway:fault:1}"
