@@ -148,13 +148,14 @@ class Catalogue:
         """Say which sources a message asks."""
         if digest.style is Style.UNKNOWN or not digest.operations:
             return _unclassified(digest.unsound or "no operation was found")
-        found = [(operation, self._service(operation)) for operation in digest.operations]
-        missing = [str(operation) for operation, service in found if service is None]
-        if missing:
-            return _unclassified(f"not in the catalogue: {', '.join(missing)}")
-        services = [service for _, service in found if service is not None]
+        looked_up = [(operation, self._service(operation)) for operation in digest.operations]
+        found = [(operation, service) for operation, service in looked_up if service is not None]
+        if len(found) < len(looked_up):
+            missing = ", ".join(str(operation) for operation, service in looked_up if service is None)
+            return _unclassified(f"not in the catalogue: {missing}")
+        services = [service for _, service in found]
         sources = frozenset[str]().union(*(service.asked(digest) for service in services))
-        kinds = {service.kinds[operation.name] for operation, service in found if service is not None}
+        kinds = {service.kinds[operation.name] for operation, service in found}
         return SourceDecision(
             service=" + ".join(dict.fromkeys(service.name for service in services)),
             sources=sources,
@@ -185,10 +186,8 @@ def _label(services: Sequence[Service], sources: frozenset[str]) -> str:
     return "+".join(sorted(sources)) if whole else SEVERAL
 
 
-def _mismatches(found: Sequence[tuple[Operation, Service | None]], path: str, soap_action: str) -> Iterator[str]:
+def _mismatches(found: Sequence[tuple[Operation, Service]], path: str, soap_action: str) -> Iterator[str]:
     for operation, service in found:
-        if service is None:
-            continue
         if service.version and operation.version and operation.version != service.version:
             yield f"version of {service.name}"
         action = service.actions.get(operation.name, "")

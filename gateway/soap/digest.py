@@ -97,7 +97,8 @@ class Peek:
             return _unknown("it is empty")
         if not self._envelope.done:
             self._envelope.feed(b"", last=True)
-        return self._envelope.result()
+        self._verdict = self._envelope.result()
+        return self._verdict
 
     def prefix(self, body: bytes) -> bytes | None:
         """Return the octets that decide the digest of `body`, where no others can: up to the operation's start tag's

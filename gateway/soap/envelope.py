@@ -50,9 +50,13 @@ class _Reader:
     def __init__(self, encoding: str | None) -> None:
         self.parser = parser = expat.ParserCreate(encoding, _SEPARATOR)
         parser.buffer_text = True
+        # Set once and never changed: expat crashes the process when a handler of text is replaced inside of a call
+        # to it.
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._characters
         parser.StartDoctypeDeclHandler = self._doctype
+        self._take_text: Callable[[str], None] | None = None
         self.path: list[str] = []
         self.why = ""
         self.done = False  # nothing more is needed
@@ -76,24 +80,19 @@ class _Reader:
             self.stop("its encoding cannot be read")
 
     def stop(self, why: str) -> None:
-        """Note why the message is unsound."""
+        """Note why the message is unsound, and listen no more. The first reason stands."""
         self.why = self.why or why
-        self._listen_no_more()
 
     def finish(self) -> None:
-        """Note that all is known."""
+        """Note that all is known, and listen no more."""
         self.done = True
-        self._listen_no_more()
-
-    def _listen_no_more(self) -> None:
-        self.parser.StartElementHandler = None
-        self.parser.EndElementHandler = None
-        self.parser.CharacterDataHandler = None
 
     def _doctype(self, *_: object) -> None:
         self.stop("a document type declaration")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
+        if self.why or self.done:
+            return
         if len(self.path) >= MAX_DEPTH:
             self.stop("nested too deeply")
         elif len(attributes) > MAX_ATTRIBUTES or len(name) > MAX_NAME:
@@ -103,8 +102,13 @@ class _Reader:
             self.opened(name)
 
     def _end(self, name: str) -> None:
-        self.closed(name)
-        self.path.pop()
+        if not (self.why or self.done):
+            self.closed(name)
+            self.path.pop()
+
+    def _characters(self, text: str) -> None:
+        if self._take_text is not None and not (self.why or self.done):
+            self._take_text(text)
 
     def opened(self, name: str, /) -> None:
         """Take the start of an element; it is last in `path`."""
@@ -113,8 +117,8 @@ class _Reader:
         """Take the end of an element; it is still last in `path`."""
 
     def text(self, take: Callable[[str], None] | None) -> None:
-        """Have text given to `take` from now on."""
-        self.parser.CharacterDataHandler = take
+        """Have text given to `take` from now on; None: to nobody."""
+        self._take_text = take
 
 
 class _Inner(_Reader):
@@ -144,12 +148,12 @@ class _Inner(_Reader):
             self.stop("a ServiceId inside the data")
         elif depth == 6 and self.path[2:5] == [f"{_LITE}}}Message", f"{_LITE}}}Data", f"{_LITE}}}XML"]:
             self._lite_child(name)
-        elif self.parser.CharacterDataHandler is not None:
+        elif self._take_text is not None:
             self.stop("a ServiceId or Version with elements in it")
 
     def closed(self, name: str, /) -> None:
         depth = len(self.path)
-        if depth == 3 and self.parser.CharacterDataHandler is not None:
+        if depth == 3 and self._take_text is not None:
             self.text(None)
             self._fields[name] = "".join(self._taken).strip()
         elif depth == 2 and name == f"{_SSDN}}}ServiceRequest":
@@ -280,8 +284,7 @@ class Envelope(_Reader):
         self._take(text, MAX_INNER)
 
     def _take(self, text: str, limit: int) -> None:
-        if self._taken is None:
-            return
+        assert self._taken is not None
         self._taken_size += len(text)
         if self._taken_size > limit:
             self.stop("too long a text")
