@@ -3,6 +3,7 @@ or jump."""
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class Running:
 async def closed(writer: asyncio.StreamWriter) -> None:
     """Close a connection and see it gone, so that no test leaves one to the next."""
     writer.close()
-    with suppress(ConnectionError):
+    with suppress(ConnectionError, ssl.SSLError):
         await writer.wait_closed()
 
 
@@ -104,7 +105,7 @@ RawAnswer = Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 
 
 @asynccontextmanager
-async def raw_server(answer: RawAnswer | bytes) -> AsyncIterator[RawServer]:
+async def raw_server(answer: RawAnswer | bytes, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     """Run a raw server; it reads requests with Content-Length, chunked, or without body."""
     seen = RawServer()
     writers: list[asyncio.StreamWriter] = []
@@ -120,12 +121,12 @@ async def raw_server(answer: RawAnswer | bytes) -> AsyncIterator[RawServer]:
                     await writer.drain()
                 else:
                     await answer(writer, request)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
             pass
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     seen.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield seen
