@@ -183,6 +183,9 @@ class Slots:
             deadline = self._loop.time() + self._window.seconds_to(opens_at) + self._terms.park_time
         elif (cooling := self._cooling_s()) > 0:
             raise RefusedError(Reason.COOLING_DOWN, retry_in_s=cooling)
+        elif (none := next((pool for pool in pools if not self._layout.pools[pool].slots), None)) is not None:
+            # A share or a setting of 0: whoever waited would wait for ever.
+            raise RefusedError(Reason.QUEUE_FULL, pool=none, retry_in_s=LONGEST_PREDICTION_S)
         else:
             self._refuse_if_hopeless(pools, owner)
         match self._table.arrive(ticket, owner, pools):
