@@ -207,6 +207,7 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_admitted",
+        "_body",
         "_bounds",
         "_header_size",
         "_header_timer",
@@ -223,6 +224,7 @@ class Connection(RequestHandler):
         self._on_defect = listener.on_defect
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_size = 0
+        self._body: StreamReader = EMPTY_PAYLOAD  # of the latest request
         self._admitted = False
         self.peer = ""  #: the client's address
         self.subject = ""  #: the subject of its TLS certificate, verified by the handshake, or empty
@@ -250,8 +252,11 @@ class Connection(RequestHandler):
         """Parse; bound the time between a header's first byte and its end."""
         if not self._admitted:
             return
+        is_body = not self._body.is_eof()  # asked before: these bytes may end it, and its handler may not have begun
         super().data_received(data)
-        if self._messages or self._request_in_progress:
+        if self._messages:
+            self._body = self._messages[-1][1]
+        if is_body or self._messages or self._request_in_progress:
             self._forget_header()
         elif data:
             self._header_size += len(data)

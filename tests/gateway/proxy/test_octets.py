@@ -241,3 +241,15 @@ async def test_a_route_may_replace_its_prefix(tmp_path: Path) -> None:
         missing = await run.ask(b"GET /other HTTP/1.1\r\nHost: x\r\n\r\n")
     assert server.requests[0].startswith(b"GET /SOA4520/x%20y?z HTTP/1.1")
     assert missing.startswith(b"HTTP/1.1 404 ")
+
+
+async def test_many_bodies_larger_than_a_header_may_be_pass_on_one_connection(tmp_path: Path) -> None:
+    """A body that comes before its handler has begun must not be counted as a header."""
+    body = b"x" * 200_000
+    async with raw_server(ANSWER) as server, gateway_over(tmp_path, server.url) as run:
+        reader, writer = await asyncio.open_connection("127.0.0.1", run.port)
+        for _ in range(30):
+            writer.write(post("/x", body))
+            assert (await asyncio.wait_for(reader.readuntil(b"<ok>"), 5)).startswith(b"HTTP/1.1 200 Fine")
+        await closed(writer)
+    assert all(request.endswith(body) for request in server.requests)
