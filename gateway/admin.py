@@ -33,6 +33,7 @@ class Telemetry:
             return _text(405, f"Only GET is answered here: {_PATHS}\n")
         match request.path:
             case "/metrics":
+                self._metrics.take()
                 # In a thread: a few thousand series take milliseconds, which calls in progress would feel.
                 text = await asyncio.to_thread(self._metrics.exposition)
                 return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})

@@ -5,7 +5,7 @@ Rules that always hold:
   of the catalogue, classes, reasons, pools. Nothing that a caller sends becomes a label.
 - Every known combination of a counter is initialised at 0, so that an alert on its rate works from the first event on.
 - Children are looked up once and kept: `.labels()` on every call costs twice the metric itself (measured).
-- Gauges are read when Prometheus asks, from the statistics of those who know (`watch`); nobody keeps them up to date.
+- Gauges are read when Prometheus asks, from the statistics of those who know (`watch`, `take`): nobody keeps them up.
 
 Nothing here decides, and nothing here is read back by a decision.
 """
@@ -44,15 +44,20 @@ class Reading:
 @dataclass(slots=True, eq=False)
 class _Live(Collector):
     watched: list[Callable[[], Iterable[Reading]]] = field(default_factory=list)
+    taken: list[Metric] = field(default_factory=list)
 
     def collect(self) -> Iterable[Metric]:
-        for watch in self.watched:
-            for reading in watch():
-                kind = CounterMetricFamily if reading.counter else GaugeMetricFamily
-                family = kind(f"bcss_gateway_{reading.name}", reading.documentation, labels=reading.labels)
-                for labels, value in reading.values.items():
-                    family.add_metric(labels, value)
-                yield family
+        return self.taken
+
+    def take(self) -> None:
+        families: list[Metric] = []
+        for reading in (reading for watch in self.watched for reading in watch()):
+            kind = CounterMetricFamily if reading.counter else GaugeMetricFamily
+            family = kind(f"bcss_gateway_{reading.name}", reading.documentation, labels=reading.labels)
+            for labels, value in reading.values.items():
+                family.add_metric(labels, value)
+            families.append(family)
+        self.taken = families
 
 
 class CallMeters:
@@ -144,8 +149,12 @@ class Metrics:
         """Have `read` called at each scrape, for gauges that somebody else knows."""
         self._live.watched.append(read)
 
+    def take(self) -> None:
+        """Read what others know. In the event loop, which alone may look at their books."""
+        self._live.take()
+
     def exposition(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return everything in Prometheus' text format, with what `take` has read. May run in a thread."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:

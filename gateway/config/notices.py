@@ -15,7 +15,6 @@ from ipaddress import ip_address
 
 from gateway.config.endpoints import UpstreamSettings
 from gateway.config.settings import Settings
-from policies.model import UNCLASSIFIED
 from policies.pools import Layout
 from policies.windows import Calendar
 
@@ -95,14 +94,6 @@ def _never_granted(settings: Settings, layout: Layout) -> Iterator[str]:
         for pool in layout.pools.values():
             if pool.slots == 0:
                 yield f"bulk.pools.{pool.name}.slots: 0 lets no bulk through that needs this pool."
-    everything = [source for pool in layout.pools.values() for source in pool.sources if source != UNCLASSIFIED]
-    for route in settings.routes:
-        needed = layout.unclassified(route.sources if route.sources is not None else everything)
-        if layout.total is not None and len(needed) > layout.total:
-            yield (
-                f"bulk.total_bulk: bulk that is not recognised on {route.prefix} needs {len(needed)} slots at once and "
-                f"is never let through with {layout.total}; name the route's `sources`."
-            )
 
 
 def _environments(settings: Settings) -> Iterator[str]:

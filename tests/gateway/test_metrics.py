@@ -16,6 +16,7 @@ def of(*labels: str) -> frozenset[str]:
 
 
 def values(metrics: Metrics, name: str) -> dict[frozenset[str], float]:
+    metrics.take()
     families = text_string_to_metric_families(metrics.exposition().decode())
     return {
         frozenset(sample.labels.values()): sample.value

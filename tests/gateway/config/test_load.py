@@ -367,7 +367,6 @@ def test_secrets_are_read_and_never_shown(site: Site) -> None:
         ("bulk: {pools: {onss: {slots: 0}}}", "bulk.pools.onss.slots: 0 lets no bulk through"),
         ("bulk: {pools: {onss: {rate: 6/min}}}", "bulk.pools.onss.rate: less than one start in `queue_time`"),
         ("bulk: {share: {base: 2}}", "bulk.share: this gateway has no slot in "),
-        ("bulk: {total_bulk: 2}", "bulk.total_bulk: bulk that is not recognised on / needs"),
         ("bulk: {closed: park, park_length: 12000}", "limits.connections: parked calls"),
         ("listeners: [{address: 0.0.0.0}]", "listeners[0]: plain HTTP for other machines"),
         (
