@@ -80,9 +80,10 @@ async def test_a_refusal_speaks_the_callers_language(tmp_path: Path, morning: Ju
     [
         (b"x" * 2000, "X: 1", "too_large"),
         (b"no gzip", "Content-Encoding: gzip", "malformed"),
-        (gzip.compress(b"x")[:-3], "Content-Encoding: gzip", "malformed"),
+        (gzip.compress(b"x", mtime=0)[:-3], "Content-Encoding: gzip", "malformed"),
         (envelope(), "X-Bulk-Run: 42", "unknown_run"),
     ],
+    ids=["large", "no gzip", "cut gzip", "run"],
 )
 async def test_what_is_the_callers_fault_says_so_and_has_no_time_to_retry(
     tmp_path: Path, body: bytes, field: str, reason: str
