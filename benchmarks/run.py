@@ -128,7 +128,7 @@ listeners: [{{address: 127.0.0.1, port: {port}}}]
 telemetry: {{address: 127.0.0.1, port: {telemetry}}}
 upstreams: {{source: {{url: "http://127.0.0.1:{source}", call_timeout: 1s, hold: 1s}}}}
 routes: [{{prefix: /a/, upstream: source}}]
-bulk: {{queue_time: 10min, queue_length: 20000, refusal_delay: 0s}}
+bulk: {{queue_time: 1h, queue_length: 20000, refusal_delay: 0s}}
 windows:
   exceptions:
     - from: "{(now - timedelta(hours=1)).isoformat(timespec="seconds")}"
