@@ -29,7 +29,7 @@ from zoneinfo import ZoneInfo
 
 HERE = Path(__file__).parent
 QUICK = "--quick" in sys.argv
-ROUNDS = 2 if QUICK else 7
+ROUNDS = 2 if QUICK else 5
 REQUESTS = 1000 if QUICK else 6000
 TICK = os.sysconf("SC_CLK_TCK")
 CPUS = sorted(os.sched_getaffinity(0))
@@ -177,7 +177,7 @@ class Bench:
         """Measure bulk throughput with a backlog and 4 slots, as a share of cap / latency."""
         shares = []
         peaks = []
-        for _ in range(1 if QUICK else 3):
+        for _ in range(1 if QUICK else 2):
             self.peak()
             seen = load(
                 port=self.ports["gateway"],
@@ -212,13 +212,13 @@ class Bench:
         beside: list[float] = []
         real_time = {"port": self.ports["gateway"], "path": "/a/1500/0", "connections": 32, "rate": 200}
         requests = 400 if QUICK else 1500
-        for _ in range(1 if QUICK else 3):
+        for _ in range(1 if QUICK else 2):
             alone.append(load(**real_time, requests=requests)["p50"])
             with loading(
                 port=self.ports["gateway"], path="/bulk/a/1500/900", connections=parked, requests=parked, seconds=100
             ):
                 for _ in range(200):
-                    if self.waiting() >= parked - 4:
+                    if self.waiting() >= parked * 0.98:  # some are served meanwhile
                         break
                     time.sleep(0.1)
                 else:
