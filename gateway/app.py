@@ -33,7 +33,7 @@ from gateway.config import Listener as ListenerSettings
 from gateway.log import LineWriter, event_log
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
-from gateway.proxy import Books, Bounds, Done, Inbound, Listener, Proxy, Refuser, malformed_answer
+from gateway.proxy import Books, Bounds, Inbound, Listener, Proxy, Refuser, malformed_answer
 from gateway.slots import PoolStatistics, Slots, Terms
 from gateway.soap import FaultForm
 from gateway.upstream import Upstream, target_of
@@ -67,7 +67,9 @@ class Addresses:
 class Gateway:
     """A gateway that runs. Made by `running`."""
 
-    def __init__(self, configuration: Configuration, clock: Clock, lines: LineWriter, dice: Random) -> None:
+    def __init__(
+        self, configuration: Configuration, clock: Clock, lines: LineWriter, dice: Random, tasks: asyncio.TaskGroup
+    ) -> None:
         settings = configuration.settings
         self._configuration = configuration
         self._settings = settings
@@ -75,7 +77,8 @@ class Gateway:
         self._lines = lines
         self._log = event_log(clock, lines)
         self._dice = dice
-        self._servers: list[tuple[asyncio.Server, web.Server]] = []
+        self._servers: list[tuple[asyncio.Server, web.Server | Listener]] = []
+        self._tasks = tasks
         self._ready = False
         self._lag = 0.0
         self._expiries = expiries(settings)
@@ -144,7 +147,8 @@ class Gateway:
         server = Listener(
             partial(self._handle, listener=listener),
             bounds,
-            on_malformed=malformed_answer,
+            self._tasks,
+            on_malformed=self._malformed,
             on_defect=self._defect,
             on_refused_connection=self.metrics.connections_refused.inc,
         )
@@ -152,10 +156,14 @@ class Gateway:
             server, listener.address, listener.port, server_context(listener.tls) if listener.tls else None
         )
 
-    async def _handle(self, inbound: Inbound, *, listener: ListenerSettings) -> Done:
+    async def _handle(self, inbound: Inbound, *, listener: ListenerSettings) -> bool:
         return await self.proxy.handle(inbound, listener)
 
-    async def _serve(self, server: web.Server, address: str, port: int, tls: ssl.SSLContext | None) -> str:
+    def _malformed(self, status: int, what: str) -> bytes:
+        self.metrics.malformed.inc()
+        return malformed_answer(status, what)
+
+    async def _serve(self, server: web.Server | Listener, address: str, port: int, tls: ssl.SSLContext | None) -> str:
         listening = await asyncio.get_running_loop().create_server(
             server, address, port, backlog=BACKLOG, ssl=tls, reuse_address=True
         )
@@ -163,9 +171,9 @@ class Gateway:
         host, bound = listening.sockets[0].getsockname()[:2]
         return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
 
-    def _defect(self, defect: BaseException | None) -> None:
+    def _defect(self, defect: BaseException) -> None:
         # Where it happened, and what kind: an exception's own text may quote a message.
-        frames = traceback.extract_tb(defect.__traceback__) if defect is not None else []
+        frames = traceback.extract_tb(defect.__traceback__)
         where = [f"{frame.filename}:{frame.lineno}" for frame in frames[-3:]]
         self._log.error(
             "defect", kind=type(defect).__name__, where=where, remedy="Report this line to the maintainers."
@@ -196,7 +204,7 @@ class Gateway:
         for listening, _ in self._servers:
             listening.close()
         for _, server in self._servers:
-            await server.shutdown(0.1)  # 0 would mean: wait for ever
+            await (server.shutdown() if isinstance(server, Listener) else server.shutdown(0.1))  # 0: wait for ever
         for upstream in self.upstreams.values():
             await upstream.close()
 
@@ -280,28 +288,26 @@ async def running(
     occupancy.acquire()
     try:
         start = occupancy.read_and_mark(settings.hold_total, clock.boot())
-        gateway = Gateway(configuration, clock, lines, dice)
-        gateway.build(start)
-        if start.cooling_until is not None:
-            log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
-        try:
-            await gateway.listen()
-            failed: Exception | None = None
-            async with asyncio.TaskGroup() as tasks:
-                lag = tasks.create_task(gateway.watch_lag())
-                try:
-                    log.info("ready", traffic=gateway.addresses.traffic, telemetry=gateway.addresses.telemetry)
-                    yield gateway
-                    await gateway.drain()
-                except Exception as error:  # noqa: BLE001  # the block's own, raised again outside of the group
-                    failed = error
-                finally:
-                    lag.cancel()
-            if failed is not None:
-                raise failed
-        finally:
-            await gateway.close()
-            gateway.slots.close()
+        failed: Exception | None = None
+        async with asyncio.TaskGroup() as tasks:
+            gateway = Gateway(configuration, clock, lines, dice, tasks)
+            gateway.build(start)
+            if start.cooling_until is not None:
+                log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
+            lag = tasks.create_task(gateway.watch_lag())
+            try:
+                await gateway.listen()
+                log.info("ready", traffic=gateway.addresses.traffic, telemetry=gateway.addresses.telemetry)
+                yield gateway
+                await gateway.drain()
+            except Exception as error:  # noqa: BLE001  # the block's own, raised again outside of the group
+                failed = error
+            finally:
+                lag.cancel()
+                await gateway.close()
+        gateway.slots.close()
+        if failed is not None:
+            raise failed
         occupancy.write_clean(gateway.slots.held(), settings.hold_total)
         log.info("stopped", still_running=len(gateway.slots.held()))
     finally:

@@ -126,6 +126,9 @@ class Metrics:
         self.connections_refused = self._counter(
             "connections_refused", "Connections closed at once because too many were open."
         )
+        self.malformed = self._counter(
+            "malformed_requests", "Requests that could not be read as HTTP, answered with 4xx, or 500 after a defect."
+        )
         self._live = _Live()
         registry.register(self._live)
         build = Gauge("bcss_gateway_build_info", "The running version; always 1.", ["version"], registry=registry)

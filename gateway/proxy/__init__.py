@@ -2,7 +2,8 @@
 
 from gateway.proxy.calls import Books
 from gateway.proxy.forward import Proxy
-from gateway.proxy.inbound import Bounds, Done, Inbound, Listener
+from gateway.proxy.inbound import Bounds, Inbound
+from gateway.proxy.listener import Listener
 from gateway.proxy.refusing import Refuser, malformed_answer
 
-__all__ = ["Books", "Bounds", "Done", "Inbound", "Listener", "Proxy", "Refuser", "malformed_answer"]
+__all__ = ["Books", "Bounds", "Inbound", "Listener", "Proxy", "Refuser", "malformed_answer"]

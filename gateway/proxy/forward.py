@@ -14,34 +14,37 @@ What is decided, is decided in `policies`.
 """
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from time import perf_counter  # uvloop's clock counts milliseconds only; these are durations for people
-from typing import TypeVar
 
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
 from gateway.metrics import Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
-from gateway.proxy.inbound import BodyTooLargeError, ClientGoneError, Done, Inbound, SlowBodyError
+from gateway.proxy.classifier import Asked, Classifier
+from gateway.proxy.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
 from gateway.proxy.refusing import Refuser, plain, send
 from gateway.proxy.relay import CutError, relay
-from gateway.proxy.wire import RequestFields, Routes, origin_form, outbound_target, path_of, request_fields, untag
+from gateway.proxy.wire import (
+    RequestFields,
+    Routes,
+    origin_form,
+    outbound_target,
+    path_of,
+    request_fields,
+    unsound,
+    untag,
+)
 from gateway.slots import RefusedError, Slots
-from gateway.soap import MalformedBodyError, Peek, PrefixCache, TooLargeError, caller_soap_version, digest
+from gateway.soap import MalformedBodyError, TooLargeError, caller_soap_version
 from gateway.upstream import Answer, GuardClosedError, Outbound, Upstream, UpstreamError
-from policies.classify import CallFacts, ClassDecision, SourceDecision, class_of
-from policies.model import UNCLASSIFIED, Clock, Digest, Reason, Refusal, Slot, TrafficClass
+from policies.model import UNCLASSIFIED, Clock, Reason, Refusal, Slot, TrafficClass
 
-K = TypeVar("K")
-V = TypeVar("V")
 _ADMISSIONS = 3
 """How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
-_MAX_DECISIONS = 1024
-_NOT_FORWARDED = {"CONNECT", "TRACE"}
+_NOT_FORWARDED = {b"CONNECT", b"TRACE"}
 
 
 @dataclass(slots=True)
@@ -51,19 +54,22 @@ class _Prepared:
     route: Route
     upstream: Upstream
     target: bytes
-    path: str
-    fields: RequestFields
-    digest: Digest | None = None
+    asked: Asked
+
+    @property
+    def fields(self) -> RequestFields:
+        """Return the request's header."""
+        return self.asked.fields
 
     def outbound(self, inbound: Inbound, body: bytes | None, stream: AsyncIterator[bytes] | None = None) -> Outbound:
         """Put the request together."""
         return Outbound(
-            method=inbound.message.method.encode("ascii"),
+            method=inbound.method,
             target=self.target,
             headers=self.fields.forwarded,
             body=body,
             stream=stream,
-            chunked=bool(inbound.message.chunked),
+            chunked=self.fields.chunked,
         )
 
 
@@ -93,10 +99,7 @@ class Proxy:
         self._metrics = metrics
         self._books = books
         self._refuser = refuser
-        self._prefixes = PrefixCache()
-        self._classes: dict[tuple[object, ...], ClassDecision] = {}
-        self._decisions: dict[tuple[Digest, str, str], SourceDecision] = {}
-        self._reads_basic = any(rule.basic_users for rule in configuration.rules)
+        self._classifier = Classifier(configuration)
         self._clock = clock
         self._observes_until = _end_of(configuration)
         self.in_flight = 0  #: calls that were taken and are not over
@@ -109,8 +112,8 @@ class Proxy:
             self._nothing_left = asyncio.Event()
             await self._nothing_left.wait()
 
-    async def handle(self, inbound: Inbound, listener: ListenerSettings) -> Done:
-        """Take one call to its end."""
+    async def handle(self, inbound: Inbound, listener: ListenerSettings) -> bool:
+        """Take one call to its end; return whether the client's connection may go on."""
         call = Call(arrived=perf_counter())
         self.in_flight += 1
         try:
@@ -128,26 +131,23 @@ class Proxy:
                 self._nothing_left.set()
             call.bytes_out = inbound.sent
             self._books.settle(call, perf_counter(), client=inbound.connection.peer)
-        return Done(keep_alive=keep_alive)
+        return keep_alive
 
     async def _take(self, inbound: Inbound, listener: ListenerSettings, call: Call) -> bool:
         target, tagged = untag(origin_form(inbound.target))
         route = self._routes.of(target)
-        fields = request_fields(inbound.message.raw_headers, self._authorities[route.upstream] if route else None)
+        fields = request_fields(inbound.headers, self._authorities[route.upstream] if route else None)
         call.request_id = request_id_of(fields)
-        if route is None or inbound.message.method in _NOT_FORWARDED:
-            call.status = 404 if route is None else 405
-            what = (
-                "No route leads there; see `bcss-gateway check`." if route is None else "This method is not forwarded."
-            )
-            return plain(inbound, call.status, what, call.request_id)
+        if (status_and_why := _not_forwarded(inbound, fields, route)) is not None or route is None:
+            call.status, why = status_and_why or (404, "")
+            return plain(inbound, call.status, why, call.request_id)
         call.route = route.prefix
-        decision = self._class_of(inbound, listener, target, fields, tagged=tagged)
+        decision = self._classifier.class_of(inbound, listener, target, fields, tagged=tagged)
         call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
         if fields.first(b"expect").lower() == "100-continue":
             inbound.invite_body()
         prepared = _Prepared(
-            route, self._upstreams[route.upstream], outbound_target(target, route), path_of(target), fields
+            route, self._upstreams[route.upstream], outbound_target(target, route), Asked(path_of(target), fields)
         )
         try:
             if call.traffic is TrafficClass.BULK:
@@ -157,33 +157,12 @@ class Proxy:
             call.outcome = "upstream_error"
             call.faults.append(trouble.detail)
             return self._answer(inbound, call, prepared, RefusedError(trouble.reason), hint=_what_to_do(trouble))
+        except BrokenBodyError as broken:
+            call.status = 400
+            return plain(inbound, 400, f"The request's body cannot be read: {broken}.", call.request_id)
         except SlowBodyError:
+            call.status = 408
             return plain(inbound, 408, "The request's body came too slowly.", call.request_id)
-
-    def _class_of(
-        self, inbound: Inbound, listener: ListenerSettings, target: bytes, fields: RequestFields, *, tagged: bool
-    ) -> ClassDecision:
-        peer, subject = inbound.connection.peer, inbound.connection.subject
-        basic_user = _basic_user(fields.first(b"authorization")) if self._reads_basic else ""
-        agent = fields.first(b"user-agent") if self._configuration.rules else ""
-        declared, run = fields.every(b"x-traffic-class"), fields.every(b"x-bulk-run")
-        key = (listener.traffic_class, tagged, declared, run, peer, subject, basic_user, agent)
-        decision = self._classes.get(key)
-        if decision is None:
-            facts = CallFacts(
-                listener_class=listener.traffic_class,
-                path=path_of(target),
-                bulk_prefix=tagged,
-                traffic_class=declared,
-                bulk_run=run,
-                peer=peer,
-                tls_subject=subject,
-                basic_user=basic_user,
-                user_agent=agent,
-            )
-            decision = class_of(facts, self._configuration.rules)
-            _remember(self._classes, key, decision)
-        return decision
 
     @property
     def _observing(self) -> bool:
@@ -192,50 +171,16 @@ class Proxy:
     # Real-time.
 
     async def _realtime(self, inbound: Inbound, call: Call, prepared: _Prepared) -> bool:
-        if not inbound.has_body:
+        if not (inbound.has_body or prepared.fields.chunked):
             return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None), None)
-        if inbound.body_is_here:
+        if inbound.body_is_here or await inbound.gathered():
             body = inbound.take()
             call.bytes_in = len(body)
             # In the loop's next turn: by then the request is on its way, and the answer is not yet here.
-            asyncio.get_running_loop().call_soon(self._look_at_whole, call, prepared, body)
+            asyncio.get_running_loop().call_soon(self._classifier.look, call, prepared.asked, body)
             return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, body), None)
-        stream = self._looked_at(inbound, call, prepared)
+        stream = self._classifier.looked_at(inbound, call, prepared.asked)
         return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None, stream), None)
-
-    def _look_at_whole(self, call: Call, prepared: _Prepared, body: bytes) -> None:
-        content_type = prepared.fields.first(b"content-type")
-        coded = prepared.fields.first(b"content-encoding")
-        found = None if coded else self._prefixes.lookup(body, content_type)
-        if found is None:
-            peek = Peek(content_type, coded, self._catalogue.selectors)
-            peek.feed(body)
-            found = peek.result()
-            if not coded:
-                self._prefixes.learn(body, content_type, peek)
-        self._classify(call, prepared, found)
-
-    async def _looked_at(self, inbound: Inbound, call: Call, prepared: _Prepared) -> AsyncIterator[bytes]:
-        content_type = prepared.fields.first(b"content-type")
-        peek = Peek(content_type, prepared.fields.first(b"content-encoding"), self._catalogue.selectors)
-        seen = False
-        async for data in inbound.chunks():
-            call.bytes_in += len(data)
-            yield data  # first sent, then looked at
-            if not seen:
-                seen = peek.feed(data)
-        self._classify(call, prepared, peek.result())
-
-    def _classify(self, call: Call, prepared: _Prepared, found: Digest) -> frozenset[str]:
-        prepared.digest = found
-        soap_action = prepared.fields.first(b"soapaction").strip('"')
-        key = (found, prepared.path, soap_action)
-        decision = self._decisions.get(key)
-        if decision is None:
-            decision = self._catalogue.find(found, path=prepared.path, soap_action=soap_action)
-            _remember(self._decisions, key, decision)
-        call.label, call.service, call.mismatch = decision.label, decision.service, decision.mismatch
-        return decision.sources
 
     # Bulk.
 
@@ -252,13 +197,7 @@ class Proxy:
         call.label = UNCLASSIFIED
         try:
             if refused is None:
-                found = digest(
-                    body,
-                    content_type=prepared.fields.first(b"content-type"),
-                    content_encoding=",".join(prepared.fields.every(b"content-encoding")),
-                    selectors=self._catalogue.selectors,
-                )
-                sources = self._classify(call, prepared, found)
+                sources = await self._classifier.read(call, prepared.asked, body)
         except MalformedBodyError:
             refused = RefusedError(Reason.MALFORMED)
         except TooLargeError:
@@ -269,8 +208,9 @@ class Proxy:
             return await self._refuse(inbound, call, prepared, refused)
         if refused is not None:
             call.would_refuse = refused.reason
+        has_body = inbound.has_body or prepared.fields.chunked
         stream = _followed(body, rest) if rest is not None else None
-        outbound = prepared.outbound(inbound, body if inbound.has_body and stream is None else None, stream)
+        outbound = prepared.outbound(inbound, body if has_body and stream is None else None, stream)
         try:
             return await self._admitted(inbound, call, prepared, outbound, sources)
         except RefusedError as refused_by_slots:
@@ -324,7 +264,7 @@ class Proxy:
         return decision_field(call, "observe" if self._observing else "enforce")
 
     def _may_go_on(self, inbound: Inbound) -> bool:
-        return not (inbound.message.should_close or self.draining) and inbound.body_is_here and inbound.speaks_11
+        return inbound.keeps_alive and not self.draining and inbound.body_is_here and inbound.speaks_11
 
     async def _refuse(self, inbound: Inbound, call: Call, prepared: _Prepared, refused: RefusedError) -> bool:
         await self._refuser.hold_back(perf_counter() - call.arrived)
@@ -343,7 +283,7 @@ class Proxy:
             hint=hint,
         )
         fields = prepared.fields
-        soap = caller_soap_version(fields.first(b"content-type"), b"soapaction" in fields.read, prepared.digest)
+        soap = caller_soap_version(fields.first(b"content-type"), b"soapaction" in fields.read, prepared.asked.digest)
         written = self._refuser.written(self._refuser.timed(refusal, retry_in_s=refused.retry_in_s), soap)
         call.reason, call.status = refused.reason, written.status
         keep_alive = self._may_go_on(inbound)
@@ -351,10 +291,12 @@ class Proxy:
         return keep_alive
 
 
-def _remember(decisions: dict[K, V], key: K, decision: V) -> None:
-    if len(decisions) >= _MAX_DECISIONS:  # a client that varies what it sends must not fill memory
-        decisions.clear()
-    decisions[key] = decision
+def _not_forwarded(inbound: Inbound, fields: RequestFields, route: Route | None) -> tuple[int, str] | None:
+    if wrong := unsound(fields, speaks_11=inbound.speaks_11):
+        return 400, f"The request cannot be forwarded: {wrong}."
+    if inbound.method in _NOT_FORWARDED:
+        return 405, "This method is not forwarded."
+    return (404, "No route leads there; see `bcss-gateway check`.") if route is None else None
 
 
 def _end_of(configuration: Configuration) -> datetime | None:
@@ -369,16 +311,6 @@ async def _followed(body: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
     yield body
     async for data in rest:
         yield data
-
-
-def _basic_user(authorization: str) -> str:
-    scheme, _, credentials = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return ""
-    try:
-        return base64.b64decode(credentials, validate=True).decode("utf-8", "replace").partition(":")[0]
-    except binascii.Error:
-        return ""
 
 
 def _is_fault(answer: Answer) -> bool:

@@ -1,37 +1,32 @@
-"""One client connection and one request on it: what aiohttp's low-level server leaves to us.
+"""One request as it came: octets of target and header, a body that is read with bounds, and the way back.
 
-`Connection` is aiohttp's `RequestHandler` (its parser, keep-alive and pipelining) with bounds it does not bring: time
-and size of a request's header, number of connections, and answers of ours for what its parser refuses. `Inbound` is
-what the handler gets in place of aiohttp's `BaseRequest`: the target's octets as they came (yarl would rewrite
-`%c3`, `%7E`, `//`, dot segments and an empty `?`), raw header fields, and a body that is read with a bound on its pace.
+The handler's side of `gateway.proxy.connection`. Bodies stay as they are: compressed stays compressed; chunk boundaries
+and trailers are dropped with the chunking.
 
 Rules that always hold:
-- A client that closes, or half-closes, its side counts as gone: the handler is cancelled.
-- `Expect: 100-continue` is answered at once, before anything else is decided.
-- Bodies stay as they are: compressed stays compressed, chunk boundaries and trailers are dropped with the chunking.
-- Every answer is written by `answer` and its companions as ready bytes: no Date, Server or Content-Type is added.
+- What has arrived of a body and was not taken is bounded (`HIGH_WATER`): beyond, the connection stops reading.
+- A body that breaks off, breaks the rules of its framing or comes too slowly is told apart, and never looks whole.
+- Every answer is written as ready bytes: no Date, Server or Content-Type is added.
 
-Never decides what becomes of a call. Written against aiohttp 3.14: `tests/gateway/proxy/test_inbound.py` holds it to
-that.
+Never decides what becomes of a call.
 """
 
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
-from aiohttp import web
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import RequestHandler
+if TYPE_CHECKING:
+    from gateway.proxy.connection import Connection
 
+HIGH_WATER = 256 * 1024
+"""Bytes of a body that may wait to be taken, besides what the kernel holds."""
+GATHER_S = 0.05
+"""How long a body of at most `HIGH_WATER` may take to arrive and still go out whole: sent in one write with its
+header it costs half the CPU of a stream (measured at 200 kB), and what is slower is streamed."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_OVERLOADED = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 67\r\n"
-    b"Retry-After: 5\r\nConnection: close\r\n\r\nThe gateway has too many connections open. Try again in 5 seconds.\n"
-)
 
 
 class ClientGoneError(ConnectionError):
@@ -40,6 +35,10 @@ class ClientGoneError(ConnectionError):
 
 class SlowBodyError(Exception):
     """The body came slower than the configured pace, or stopped coming."""
+
+
+class BrokenBodyError(Exception):
+    """The body does not follow its framing (RFC 9112 section 7.1), so where it ends is not known."""
 
 
 class BodyTooLargeError(Exception):
@@ -62,102 +61,145 @@ class Bounds:
     head_size: int = 65_536
 
 
-class Done:
-    """Tells aiohttp that the answer has been written, and whether the connection goes on."""
-
-    __slots__ = ("keep_alive",)
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-
-    async def prepare(self, _request: "Inbound") -> None:
-        """Do nothing: the answer is on its way."""
-
-    async def write_eof(self) -> None:
-        """Do nothing: the answer is on its way."""
-
-
 class Inbound:
-    """A request as it came. Takes the place of aiohttp's BaseRequest, whose URL, headers and cookies we do not need."""
+    """A request. Made by the connection when its header is there; the body may still be coming."""
 
-    __slots__ = ("_bounds", "_task", "connection", "content", "message", "sent")
+    __slots__ = (
+        "_bounds",
+        "_broken",
+        "_enough",
+        "_has_come",
+        "_parts",
+        "_paused",
+        "_size",
+        "_wakeup",
+        "body_is_here",
+        "connection",
+        "headers",
+        "keeps_alive",
+        "method",
+        "sent",
+        "speaks_11",
+        "target",
+    )
 
     def __init__(
-        self, message: RawRequestMessage, content: StreamReader, connection: "Connection", bounds: Bounds
+        self,
+        connection: "Connection",
+        bounds: Bounds,
+        method: bytes,
+        target: bytes,
+        headers: list[tuple[bytes, bytes]],
+        *,
+        speaks_11: bool,
+        keeps_alive: bool,
     ) -> None:
-        self.message = message
-        self.content = content
         self.connection = connection
+        self.method = method
+        self.target = target  #: octet for octet
+        self.headers = headers  #: in order and case
+        self.speaks_11 = speaks_11  #: the client understands chunked answers and 1xx
+        self.keeps_alive = keeps_alive  #: the client wants its connection to go on
+        self.body_is_here = False  #: the whole body has arrived (true also when there is none)
         self.sent = 0  #: bytes of the answer written so far
         self._bounds = bounds
-        self._task: Any = None  # set and cleared by aiohttp
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._has_come = False
+        self._enough = 0  # wake the reader when more than this waits
+        self._paused = False
+        self._broken: Exception | None = None
+        self._wakeup: asyncio.Future[None] | None = None
 
-    # What aiohttp asks of a request.
+    # The connection's side.
 
-    def _finish(self) -> None:
-        """Have nothing to tidy up."""
+    def feed(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        self._parts.append(data)
+        self._size += len(data)
+        self._has_come = True
+        if self._size > HIGH_WATER and not self._paused:
+            self._paused = True
+            self.connection.hold_reading()
+        if self._size > self._enough:
+            self._wake()
 
-    def _cancel(self, exc: BaseException) -> None:
-        if self.content is not EMPTY_PAYLOAD:
-            self.content.set_exception(exc)
+    def finish(self) -> None:
+        """Note that the whole body is here."""
+        self.body_is_here = True
+        self._wake()
 
-    # What the handler asks.
+    def fail(self, error: Exception) -> None:
+        """Note that the rest of the body will not come."""
+        if not self.body_is_here:
+            self._broken = error
+            self._wake()
 
-    @property
-    def target(self) -> bytes:
-        """The request target, octet for octet."""
-        return self.message.path.encode("utf-8", "surrogateescape")
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
 
-    @property
-    def speaks_11(self) -> bool:
-        """Whether the client understands chunked answers and 1xx."""
-        return self.message.version >= (1, 1)
-
-    @property
-    def body_is_here(self) -> bool:
-        """Whether the whole body has arrived (true also when there is none)."""
-        return self.content.is_eof()
+    # The body.
 
     @property
     def has_body(self) -> bool:
-        """Whether the request carries a body at all."""
-        return self.content is not EMPTY_PAYLOAD
-
-    def take(self) -> bytes:
-        """Return what has arrived of the body and was not taken yet."""
-        return b"" if self.content is EMPTY_PAYLOAD else self.content.read_nowait()
+        """Whether the request carries octets of a body (a chunked one may be empty)."""
+        return self._has_come or not self.body_is_here
 
     def invite_body(self) -> None:
         """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1). Clients such as PHP's curl and .NET wait for it."""
-        if self.speaks_11 and not self.body_is_here and (transport := self.connection.transport) is not None:
-            transport.write(_CONTINUE)
+        if self.speaks_11 and not self.body_is_here and not self._size:
+            self.connection.write(_CONTINUE)
+
+    def take(self) -> bytes:
+        """Return what has arrived of the body and was not taken yet; never waits."""
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._size = 0
+        if self._paused:
+            self._paused = False
+            self.connection.go_on_reading()
+        return data
+
+    async def gathered(self) -> bool:
+        """Give a small body a moment to arrive whole; return whether it has. Nothing of it is taken."""
+        if not self.body_is_here and self._size <= HIGH_WATER:
+            self._enough = HIGH_WATER
+            await self._more_until(asyncio.get_running_loop().time() + GATHER_S)
+            self._enough = 0
+        return self.body_is_here
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes.
 
         Raises:
             SlowBodyError: it came slower than `body_pace` after `body_grace`.
+            BrokenBodyError: it is not framed as it should be.
         """
-        loop = asyncio.get_running_loop()
-        started, received = loop.time(), 0
-        while not self.content.at_eof():
-            allowed = started + self._bounds.body_grace + received / self._bounds.body_pace
-            try:
-                async with asyncio.timeout_at(allowed):
-                    data = await self.content.readany()
-            except TimeoutError:
-                raise SlowBodyError from None
-            received += len(data)
-            if data:
+        started, received = asyncio.get_running_loop().time(), 0
+        while True:
+            if data := self.take():
+                received += len(data)
                 yield data
+            elif self.body_is_here:
+                return
+            elif self._broken is not None:
+                raise self._broken
+            else:
+                allowed = started + self._bounds.body_grace + received / self._bounds.body_pace
+                if not await self._more_until(allowed):
+                    raise SlowBodyError
 
     async def read(self, limit: int) -> bytes:
         """Read the whole body.
 
         Raises:
             BodyTooLargeError: it is larger than `limit` bytes; the rest was not read.
-            SlowBodyError: as for `chunks`.
+            SlowBodyError, BrokenBodyError: as for `chunks`.
         """
+        if self.body_is_here and self._size <= limit:
+            return self.take()
         parts: list[bytes] = []
         size = 0
         async for data in self.chunks():
@@ -167,187 +209,51 @@ class Inbound:
                 raise BodyTooLargeError(b"".join(parts))
         return b"".join(parts)
 
+    async def _more_until(self, deadline: float) -> bool:
+        """Wait for a wake-up; return whether it came before `deadline` (the loop's clock)."""
+        loop = asyncio.get_running_loop()
+        self._wakeup = wakeup = loop.create_future()
+        late = False
+
+        def ring() -> None:
+            nonlocal late
+            late = True
+            self._wake()
+
+        timer = loop.call_at(deadline, ring)
+        try:
+            await wakeup
+        finally:
+            self._wakeup = None
+            timer.cancel()
+        return not late
+
+    # The answer.
+
     def write(self, data: bytes) -> None:
         """Write bytes of the answer.
 
         Raises:
             ClientGoneError: there is nobody to write to.
         """
-        transport = self.connection.transport
-        if transport is None or transport.is_closing():
+        if not self.connection.write(data):
             raise ClientGoneError
         self.sent += len(data)
-        transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until the client has taken what was written, so that a slow reader does not fill memory."""
-        if self.connection.writing_paused:
-            await self.connection.drained()
+        """Wait until the client has taken what was written, so that a slow reader does not fill memory.
+
+        Raises:
+            ClientGoneError: it will not take it any more.
+        """
+        if not await self.connection.drained():
+            raise ClientGoneError
 
     def cut(self) -> None:
         """Reset the connection, so that a cut answer cannot be taken for a whole one, not even one without a length."""
-        if (transport := self.connection.transport) is not None:
-            if (sock := transport.get_extra_info("socket")) is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
+        self.connection.reset()
 
 
-Handler = Callable[[Inbound], Awaitable[Done]]
-
-
-def subject_of(certificate: Mapping[str, Any]) -> str:
-    """Write the subject of a certificate as `ssl` returns it: `CN=payroll,O=Example` (RFC 4514)."""
-    short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
-    names = [(short.get(kind, kind), value) for part in certificate.get("subject", ()) for kind, value in part]
-    return ",".join(f"{kind}={value}" for kind, value in reversed(names))
-
-
-class Connection(RequestHandler):
-    """A client connection, with a bound on the time that a request's header may take."""
-
-    __slots__ = (
-        "_admitted",
-        "_body",
-        "_bounds",
-        "_header_size",
-        "_header_timer",
-        "_on_defect",
-        "_on_malformed",
-        "peer",
-        "subject",
-    )
-
-    def __init__(self, listener: "Listener", **options: Any) -> None:
-        super().__init__(listener, **options)
-        self._bounds = listener.bounds
-        self._on_malformed = listener.on_malformed
-        self._on_defect = listener.on_defect
-        self._header_timer: asyncio.TimerHandle | None = None
-        self._header_size = 0
-        self._body: StreamReader = EMPTY_PAYLOAD  # of the latest request
-        self._admitted = False
-        self.peer = ""  #: the client's address
-        self.subject = ""  #: the subject of its TLS certificate, verified by the handshake, or empty
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, unless there are too many."""
-        super().connection_made(transport)
-        listener = cast("Listener", self._manager)
-        if len(listener.connections) > self._bounds.connections:
-            listener.on_refused_connection()
-            cast(asyncio.Transport, transport).write(_OVERLOADED)
-            self.force_close()
-            return
-        self._admitted = True
-        peer = transport.get_extra_info("peername")
-        self.peer = peer[0] if isinstance(peer, tuple) else ""
-        self.subject = subject_of(transport.get_extra_info("peercert") or {})
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Cancel the handler (aiohttp does) and the header's timer."""
-        self._forget_header()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse; bound the time between a header's first byte and its end."""
-        if not self._admitted:
-            return
-        is_body = not self._body.is_eof()  # asked before: these bytes may end it, and its handler may not have begun
-        super().data_received(data)
-        if self._messages:
-            self._body = self._messages[-1][1]
-        if is_body or self._messages or self._request_in_progress:
-            self._forget_header()
-        elif data:
-            self._header_size += len(data)
-            if self._header_size > self._bounds.head_size:
-                self._refuse_header(431, "The request's header is too large.")
-            elif self._header_timer is None:
-                self._header_timer = self._loop.call_later(
-                    self._bounds.header_time, self._refuse_header, 408, "The request's header took too long to arrive."
-                )
-
-    def eof_received(self) -> None:
-        """Count a half-closed client as gone: closing cancels its call (asyncio closes when this returns None)."""
-
-    def _process_keepalive(self) -> None:
-        if self._header_timer is None:  # else a request is coming, and its own time is running
-            super()._process_keepalive()
-
-    def _forget_header(self) -> None:
-        self._header_size = 0
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _refuse_header(self, status: int, why: str) -> None:
-        if self.transport is not None and not self._request_in_progress:
-            self.transport.write(self._on_malformed(status, why))
-            self.force_close()
-
-    async def drained(self) -> None:
-        """Wait until the transport takes more. Raises ConnectionError when the client is gone."""
-        await self._drain_helper()
-
-    def handle_error(
-        self,
-        request: Any,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002  # aiohttp's signature; its text quotes the request
-    ) -> Any:
-        """Answer what the parser refused (400) and what we did not foresee (500), in our own words.
-
-        aiohttp's message may hold personal data, being a quotation: only the kind of the fault is passed on.
-        """
-        inbound = cast(Inbound, request)
-        kind = type(exc).__name__ if exc is not None else ""
-        if status >= 500:
-            self._on_defect(exc)
-        if inbound.sent:
-            inbound.cut()
-            raise ClientGoneError
-        inbound.write(self._on_malformed(status, kind))
-        return Done(keep_alive=False)
-
-
-class Listener(web.Server):
-    """Makes a `Connection` for each client of one address.
-
-    Args:
-        on_malformed: writes the whole answer to what is not a readable request, from a status and the kind of fault.
-        on_defect: is told of an exception that nobody foresaw.
-    """
-
-    def __init__(
-        self,
-        handler: Handler,
-        bounds: Bounds,
-        *,
-        on_malformed: Callable[[int, str], bytes],
-        on_defect: Callable[[BaseException | None], None],
-        on_refused_connection: Callable[[], None],
-    ) -> None:
-        super().__init__(cast(Any, handler), request_factory=cast(Any, self._make_inbound), handler_cancellation=True)
-        self.bounds = bounds
-        self.on_malformed = on_malformed
-        self.on_defect = on_defect
-        self.on_refused_connection = on_refused_connection
-
-    def _make_inbound(
-        self, message: RawRequestMessage, content: StreamReader, connection: Connection, *_: Any
-    ) -> Inbound:
-        return Inbound(message, content, connection, self.bounds)
-
-    def __call__(self) -> Connection:
-        """Make the protocol of a new connection."""
-        return Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=self.bounds.idle_time,
-            access_log=None,
-            max_line_size=self.bounds.head_size,
-            max_field_size=self.bounds.head_size,
-            lingering_time=2.0,
-            auto_decompress=False,
-        )
+def reset_on_close(sock: socket.socket) -> None:
+    """Make the next close of a socket a reset (RST), which drops what the kernel still holds."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -93,7 +93,7 @@ def send(inbound: Inbound, written: FaultAnswer, *, keep_alive: bool, extra: tup
     lines = extra if keep_alive else (*extra, b"Connection: close")
     version = b"1.1" if inbound.speaks_11 else b"1.0"
     head = answer_head(version, written.status, written.reason_phrase, list(written.headers), lines)
-    inbound.write(head if inbound.message.method == "HEAD" else head + written.body)
+    inbound.write(head if inbound.method == b"HEAD" else head + written.body)
 
 
 def plain(inbound: Inbound, status: int, what: str, request_id: str) -> bool:

@@ -31,6 +31,7 @@ _NOT_FORWARDED = HOP_BY_HOP | {b"expect", b"x-traffic-class", b"x-bulk-run", b"h
 _CANNOT_BE_NAMED_AWAY = frozenset({b"content-length", b"host", b"content-type", b"content-encoding"})
 _READ = frozenset(
     {
+        b"transfer-encoding",
         b"authorization",
         b"connection",
         b"content-encoding",
@@ -45,6 +46,8 @@ _READ = frozenset(
     }
 )
 BULK_TAG = b"/bulk/"
+_KINDS: dict[bytes, tuple[bytes, bool, bool]] = {}
+_MAX_KINDS = 1024
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -57,6 +60,12 @@ class RequestFields:
     read: dict[bytes, list[bytes]] = field(
         default_factory=dict
     )  #: lower-case name -> values, only names the gateway reads
+    hosts: int = 1  #: how many Host fields there were
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the body comes chunked."""
+        return b"transfer-encoding" in self.read
 
     def first(self, name: bytes) -> str:
         """Return the first value of a field that the gateway reads, or an empty text."""
@@ -68,23 +77,49 @@ class RequestFields:
         return tuple(value.decode("latin-1") for value in self.read.get(name, ()))
 
 
+def _kind_of(name: bytes) -> tuple[bytes, bool, bool]:
+    """Return a field's name in lower case, whether it is forwarded, and whether the gateway reads it."""
+    kind = _KINDS.get(name)
+    if kind is None:
+        lower = name.lower()
+        kind = lower, lower not in _NOT_FORWARDED, lower in _READ
+        if len(_KINDS) < _MAX_KINDS:  # names come from clients
+            _KINDS[name] = kind
+    return kind
+
+
 def request_fields(raw: Iterable[tuple[bytes, bytes]], authority: bytes | None) -> RequestFields:
     """Split a request's raw header. `authority` replaces the value of Host; None keeps the client's."""
     forwarded: Fields = []
     read: dict[bytes, list[bytes]] = {}
-    host_seen = False
+    hosts = 0
     for pair in raw:
-        name = pair[0].lower()
-        if name in _READ:
+        name, passes, is_read = _kind_of(pair[0])
+        if is_read:
             read.setdefault(name, []).append(pair[1])
-        if name not in _NOT_FORWARDED:
+        if passes:
             forwarded.append(pair)
-        elif name == b"host" and not host_seen:
-            host_seen = True
+        elif name == b"host":
+            hosts += 1
             forwarded.append(pair if authority is None else (pair[0], authority))
-    if not host_seen and authority is not None:  # HTTP/1.0 may lack it; the upstream speaks 1.1 and needs it
+    if not hosts and authority is not None:  # HTTP/1.0 may lack it; the upstream speaks 1.1 and needs it
         forwarded.insert(0, (b"Host", authority))
-    return RequestFields(_without_named(forwarded, read.get(b"connection", ())), read)
+    connection = read.get(b"connection")
+    return RequestFields(_without_named(forwarded, connection) if connection else forwarded, read, hosts)
+
+
+def unsound(fields: RequestFields, *, speaks_11: bool) -> str:
+    """Say what makes a header that llhttp took no request that may be forwarded; empty: nothing."""
+    if fields.hosts > 1 or (speaks_11 and not fields.hosts):
+        return "one Host field is needed (RFC 9112 section 3.2)"
+    codings = fields.read.get(b"transfer-encoding")
+    if codings is None:
+        return ""
+    if not speaks_11:
+        return "HTTP/1.0 has no Transfer-Encoding (RFC 9112 section 6.1)"
+    if [coding.lower() for coding in codings] != [b"chunked"]:
+        return "a transfer coding other than chunked; send the body chunked only, and say gzip in Content-Encoding"
+    return ""
 
 
 def answer_fields(raw: Iterable[tuple[bytes, bytes]]) -> Fields:
@@ -92,12 +127,12 @@ def answer_fields(raw: Iterable[tuple[bytes, bytes]]) -> Fields:
     kept: Fields = []
     connection: list[bytes] = []
     for pair in raw:
-        name = pair[0].lower()
+        name = _kind_of(pair[0])[0]
         if name not in HOP_BY_HOP:
             kept.append(pair)
         elif name == b"connection":
             connection.append(pair[1])
-    return _without_named(kept, connection)
+    return _without_named(kept, connection) if connection else kept
 
 
 def _without_named(fields: Fields, connection: Iterable[bytes]) -> Fields:
