@@ -84,15 +84,18 @@ class Classifier:
             _remember(self._classes, key, decision)
         return decision
 
-    def look(self, call: Call, asked: Asked, body: bytes) -> None:
+    def look(self, call: Call, asked: Asked, pieces: list[bytes]) -> None:
         """Look at a whole real-time body."""
-        found = None if asked.content_encoding else self._prefixes.lookup(body, asked.content_type)
+        beginning = b"" if asked.content_encoding or not pieces else pieces[0]
+        found = self._prefixes.lookup(beginning, asked.content_type)
         if found is None:
             peek = Peek(asked.content_type, asked.content_encoding, self._catalogue.selectors)
-            peek.feed(body)
+            for piece in pieces:
+                if peek.feed(piece):
+                    break
             found = peek.result()
-            if not asked.content_encoding:
-                self._prefixes.learn(body, asked.content_type, peek)
+            if beginning:
+                self._prefixes.learn(beginning, asked.content_type, peek)
         self._find(call, asked, found)
 
     async def looked_at(self, inbound: Inbound, call: Call, asked: Asked) -> AsyncIterator[bytes]:

@@ -46,7 +46,7 @@ def subject_of(certificate: Mapping[str, Any]) -> str:
     return ",".join(f"{kind}={value}" for kind, value in reversed(names))
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A client connection. Made by `Listener`."""
 
     __slots__ = (
@@ -152,8 +152,13 @@ class Connection(asyncio.Protocol):
 
     # Reading.
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
+        """Lend the listener's buffer: what is received is read at once, so all connections share it."""
+        return self._listener.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
+        data: memoryview | bytes = self._listener.buffer[:nbytes]
         if self._closing or self._fault is not None or self._parser is None:
             return
         if self._current is None:
@@ -163,7 +168,7 @@ class Connection(asyncio.Protocol):
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
-                data = self._without_offer() + data[offer.args[0] :]
+                data = self._without_offer() + bytes(data[offer.args[0] :])
                 self._parser = httptools.HttpRequestParser(self)
                 continue
             except httptools.HttpParserError as error:
@@ -351,12 +356,15 @@ class Connection(asyncio.Protocol):
 
     # Writing.
 
-    def write(self, data: bytes) -> bool:
-        """Write; return whether there is somebody to write to."""
+    def write(self, data: bytes | list[bytes]) -> bool:
+        """Write octets, or pieces of them; return whether there is somebody to write to."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return False
-        transport.write(data)
+        if type(data) is list:
+            transport.writelines(data)
+        else:
+            transport.write(cast(bytes, data))
         return True
 
     def pause_writing(self) -> None:

@@ -26,7 +26,7 @@ from gateway.proxy.calls import Books, Call, decision_field, request_id_of
 from gateway.proxy.classifier import Asked, Classifier
 from gateway.proxy.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
 from gateway.proxy.refusing import Refuser, plain, send
-from gateway.proxy.relay import CutError, relay
+from gateway.proxy.relay import SMALL, CutError, relay
 from gateway.proxy.wire import (
     RequestFields,
     Routes,
@@ -174,11 +174,16 @@ class Proxy:
         if not (inbound.has_body or prepared.fields.chunked):
             return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None), None)
         if inbound.body_is_here or await inbound.gathered():
-            body = inbound.take()
-            call.bytes_in = len(body)
+            pieces = inbound.take_pieces()
+            call.bytes_in = sum(map(len, pieces))
             # In the loop's next turn: by then the request is on its way, and the answer is not yet here.
-            asyncio.get_running_loop().call_soon(self._classifier.look, call, prepared.asked, body)
-            return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, body), None)
+            asyncio.get_running_loop().call_soon(self._classifier.look, call, prepared.asked, pieces)
+            outbound = prepared.outbound(inbound, None)
+            if len(pieces) == 1 and call.bytes_in <= SMALL:
+                outbound.body = pieces[0]
+            else:
+                outbound.pieces = pieces
+            return await self._exchange(inbound, call, prepared, outbound, None)
         stream = self._classifier.looked_at(inbound, call, prepared.asked)
         return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None, stream), None)
 

@@ -153,14 +153,17 @@ class Inbound:
 
     def take(self) -> bytes:
         """Return what has arrived of the body and was not taken yet; never waits."""
-        parts = self._parts
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
+        parts = self.take_pieces()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def take_pieces(self) -> list[bytes]:
+        """Return the same as it came, in pieces: joining 200 kB would copy them once more."""
+        parts, self._parts = self._parts, []
         self._size = 0
         if self._paused:
             self._paused = False
             self.connection.go_on_reading()
-        return data
+        return parts
 
     async def gathered(self) -> bool:
         """Give a small body a moment to arrive whole; return whether it has. Nothing of it is taken."""
@@ -230,15 +233,15 @@ class Inbound:
 
     # The answer.
 
-    def write(self, data: bytes) -> None:
-        """Write bytes of the answer.
+    def write(self, *pieces: bytes) -> None:
+        """Write octets of the answer.
 
         Raises:
             ClientGoneError: there is nobody to write to.
         """
-        if not self.connection.write(data):
+        if not self.connection.write(pieces[0] if len(pieces) == 1 else list(pieces)):
             raise ClientGoneError
-        self.sent += len(data)
+        self.sent += sum(map(len, pieces))
 
     async def drain(self) -> None:
         """Wait until the client has taken what was written, so that a slow reader does not fill memory.

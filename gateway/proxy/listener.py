@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from gateway.proxy.connection import Connection
 from gateway.proxy.inbound import Bounds, Inbound
 
+READ_SIZE = 256 * 1024
+"""Octets that are read at once at the most."""
 Handler = Callable[[Inbound], Awaitable[bool]]
 """Takes a call to its end; returns whether the connection may go on."""
 
@@ -42,6 +44,7 @@ class Listener:
         self.on_refused_connection = on_refused_connection
         self.connections: set[Connection] = set()
         self.idle: OrderedDict[Connection, float] = OrderedDict()  #: since when, oldest first
+        self.buffer = memoryview(bytearray(READ_SIZE))
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __call__(self) -> Connection:

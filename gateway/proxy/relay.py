@@ -14,6 +14,8 @@ from gateway.proxy.inbound import ClientGoneError, Inbound
 from gateway.proxy.wire import answer_fields, answer_head
 from gateway.upstream import Answer, UpstreamError
 
+SMALL = 16_384
+"""Octets up to which joining pieces is cheaper than giving the kernel several."""
 _CHUNKED = b"Transfer-Encoding: chunked"
 _CLOSE = b"Connection: close"
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -43,11 +45,14 @@ async def relay(inbound: Inbound, answer: Answer, extra: tuple[bytes, ...], *, k
     if not answer.has_body:
         inbound.write(head)
         return keep_alive
-    body = answer.take()
+    pieces = answer.take_pieces()
     complete = answer.complete
     if chunked:
-        body = _framed(body) + (_LAST_CHUNK if complete else b"")
-    inbound.write(head + body)
+        pieces = [*map(_framed, pieces), _LAST_CHUNK if complete else b""]
+    if sum(map(len, pieces)) > SMALL:
+        inbound.write(head, *pieces)
+    else:
+        inbound.write(b"".join((head, *pieces)))
     if not complete:
         await _stream(inbound, answer, chunked=chunked)
     return keep_alive

@@ -52,13 +52,17 @@ class Answer:
 
     def take(self) -> bytes:
         """Return what has come of the body and was not taken yet; never waits."""
-        data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
-        self._waiting.clear()
+        pieces = self.take_pieces()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def take_pieces(self) -> list[bytes]:
+        """Return the same in the pieces in which it came."""
+        pieces, self._waiting = self._waiting, []
         self._size = 0
         if self._paused:
             self._paused = False
             self._resume()
-        return data
+        return pieces
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes.

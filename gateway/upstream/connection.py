@@ -41,13 +41,16 @@ _ORDERLY_CLOSE = struct.pack("ii", 0, 0)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A connection, one exchange at a time. `on_over` is called once, when it has ended."""
 
-    def __init__(self, sock: socket.socket, tls: Tls | None, on_over: Callable[["Connection"], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, tls: Tls | None, on_over: Callable[["Connection"], None], buffer: memoryview
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._tls = tls
+        self._buffer = buffer
         self._on_over = on_over
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
@@ -100,10 +103,15 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """Close: a peer that will send no more is of no use (None closes the transport)."""
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
+        """Lend the pool's buffer: what is received is read at once, so all connections share it."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Take what came."""
         if self.closed:
             return
+        data: memoryview | bytes = self._buffer[:nbytes]
         if self._tls is not None:
             try:
                 data = self._decrypted(self._tls, data)
@@ -115,7 +123,7 @@ class Connection(asyncio.Protocol):
         if self._tls is not None and self._tls.closed_in_order:
             self._transport.close()
 
-    def _decrypted(self, tls: Tls, data: bytes) -> bytes:
+    def _decrypted(self, tls: Tls, data: bytes | memoryview) -> bytes:
         if not tls.established:
             reply = tls.handshake(data)
             if reply:
@@ -185,7 +193,7 @@ class Connection(asyncio.Protocol):
             self.answer.fail(trouble)
             self._resolve_head()
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         answer = self.answer
         if answer is None or answer.complete:
             self._surplus()
@@ -305,12 +313,17 @@ class Connection(asyncio.Protocol):
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
-    def send(self, data: bytes) -> None:
-        """Send bytes of a real-time request; what the kernel does not take waits in the transport (see `drained`)."""
+    def send(self, *pieces: bytes) -> None:
+        """Send octets of a real-time request; what the kernel does not take waits in the transport (see `drained`)."""
         if self.closed:
             raise BrokenAnswerError("the connection was closed before the request was sent", bytes_written=self.wrote)
         self.wrote = True
-        self._transport.write(self._tls.encrypt(data) if self._tls is not None else data)
+        if self._tls is not None:
+            pieces = tuple(map(self._tls.encrypt, pieces))
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        else:
+            self._transport.writelines(pieces)
 
     async def drained(self) -> None:
         """Wait until the transport has room."""

@@ -27,20 +27,19 @@ from policies.model import Slot
 if TYPE_CHECKING:
     from gateway.upstream.pool import Upstream
 
-SMALL = 65_536
-"""A request up to this many bytes goes out in one write."""
 _GAVE_UP = (502, 504)
 """Statuses by which an intermediary says that it gave up: the source behind it may still be working."""
 
 
 @dataclass(slots=True)
 class Outbound:
-    """A request as it goes out. Exactly one of `body` (None: no body) and `stream` is used."""
+    """A request as it goes out. At most one of `body`, `pieces` and `stream` is used; none of them: no body."""
 
     method: bytes
     target: bytes
     headers: list[tuple[bytes, bytes]]  #: end-to-end fields, in order and case
     body: bytes | None = None
+    pieces: list[bytes] | None = None  #: a body as it came, real-time only: joining it would copy it once more
     stream: AsyncIterator[bytes] | None = None
     chunked: bool = False  #: the client sent it chunked; else `headers` carry its Content-Length
 
@@ -112,7 +111,7 @@ class Exchange:
         if self._outbound.stream is not None:
             await self._start_pump()
         elif self._slot is None:
-            await self._send_whole(connection)
+            self._send_whole(connection)
         else:
             await connection.send_guarded(self._whole(), self._may_send)
             self._written = True
@@ -132,18 +131,17 @@ class Exchange:
 
     def _whole(self) -> bytes:
         outbound = self._outbound
-        if outbound.body is None:
+        body = outbound.body if outbound.pieces is None else b"".join(outbound.pieces)
+        if body is None:
             return outbound.head()
-        return b"".join((outbound.head(), outbound.framed(outbound.body), outbound.end))
+        return b"".join((outbound.head(), outbound.framed(body), outbound.end))
 
-    async def _send_whole(self, connection: Connection) -> None:
-        data = self._whole()
-        for start in range(0, len(data), SMALL):
-            if connection.answer is not None and connection.answer.status:
-                return  # answered before the end of the request: no use in sending the rest
-            connection.send(data[start : start + SMALL] if len(data) > SMALL else data)
-            if len(data) > SMALL:
-                await connection.drained()
+    def _send_whole(self, connection: Connection) -> None:
+        outbound = self._outbound
+        if outbound.pieces is not None and not outbound.chunked:
+            connection.send(outbound.head(), *outbound.pieces)
+        else:
+            connection.send(self._whole())
         self._written = True
 
     async def _start_pump(self) -> None:

@@ -24,6 +24,9 @@ from gateway.upstream.tls import Tls, client_context
 from gateway.upstream.troubles import UnreachableError
 from policies.model import Clock, Slot
 
+READ_SIZE = 256 * 1024
+"""Octets that are read at once at the most."""
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTarget:
@@ -58,6 +61,7 @@ class Upstream:
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._dialling = 0
+        self._buffer = memoryview(bytearray(READ_SIZE))
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -163,7 +167,9 @@ class Upstream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             tls = Tls(target.context, target.server_name or target.host) if target.context is not None else None
-            _, connection = await loop.create_connection(lambda: Connection(sock, tls, self._over), sock=sock)
+            _, connection = await loop.create_connection(
+                lambda: Connection(sock, tls, self._over, self._buffer), sock=sock
+            )
         except BaseException:
             sock.close()
             raise

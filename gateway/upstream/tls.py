@@ -24,7 +24,7 @@ class Tls:
         self.established = False
         self.closed_in_order = False  #: the peer's close_notify has come
 
-    def handshake(self, received: bytes = b"") -> bytes:
+    def handshake(self, received: bytes | memoryview = b"") -> bytes:
         """Take the handshake a step further; return what is to be sent. Raises ssl.SSLError."""
         self._incoming.write(received)
         try:
@@ -44,7 +44,7 @@ class Tls:
         self._session.write(data)
         return self._outgoing.read()
 
-    def decrypt(self, received: bytes) -> bytes:
+    def decrypt(self, received: bytes | memoryview) -> bytes:
         """Return what has arrived in the clear. Raises ssl.SSLError."""
         self._incoming.write(received)
         parts: list[bytes] = []
