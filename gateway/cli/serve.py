@@ -5,6 +5,7 @@ then still says "unclean", so that the next start waits until calls of this proc
 """
 
 import asyncio
+import ctypes
 import signal
 import sys
 from random import Random
@@ -16,9 +17,12 @@ from gateway.config import Configuration
 from gateway.log import LineWriter, event_log
 from gateway.occupancy import OccupiedError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
 
 def serve(configuration: Configuration) -> int:
     """Run the gateway; return the exit status."""
+    _keep_memory()
     writer = LineWriter()
     log = event_log(SystemClock(), writer)
     try:
@@ -54,3 +58,12 @@ async def _serve(configuration: Configuration, lines: LineWriter) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _keep_memory() -> None:
+    """Have the C library keep what large bodies used: giving it back and faulting it in again costs a fifth of the CPU
+    of a call of 200 kB (measured). At most 64 MiB more stay with the process."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc; elsewhere the library's own rules hold
+        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)

@@ -7,7 +7,6 @@ Rules that always hold: what is remembered is bounded, since clients choose what
 at beside its way to the upstream and never before it; nothing here changes a body or decides what becomes of a call.
 """
 
-import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator
@@ -18,14 +17,17 @@ from gateway.config import Configuration
 from gateway.config import Listener as ListenerSettings
 from gateway.proxy.calls import Call
 from gateway.proxy.inbound import Inbound
+from gateway.proxy.turns import SLICE_S, Turns
 from gateway.proxy.wire import RequestFields, path_of
-from gateway.soap import Peek, PrefixCache, digest
+from gateway.soap import Peek, PrefixCache, digesting
 from policies.classify import CallFacts, ClassDecision, SourceDecision, class_of
 from policies.model import Digest
 
 K = TypeVar("K")
 V = TypeVar("V")
 _MAX_DECISIONS = 1024
+SLICE_COST_S = SLICE_S / 2
+"""Of a slice of a digest (32 KiB): half a millisecond, and up to one where there is much markup (measured)."""
 
 
 @dataclass(slots=True)
@@ -50,10 +52,11 @@ class Asked:
 class Classifier:
     """Says what calls are, for one configuration."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, turns: Turns) -> None:
         self._rules = configuration.rules
         self._catalogue = configuration.catalogue
         self._prefixes = PrefixCache()
+        self._turns = turns
         self._classes: dict[tuple[object, ...], ClassDecision] = {}
         self._decisions: dict[tuple[Digest, str, str], SourceDecision] = {}
         self._reads_basic = any(rule.basic_users for rule in configuration.rules)
@@ -115,14 +118,18 @@ class Classifier:
         Raises:
             MalformedBodyError, TooLargeError: its compression cannot be read, or not within bounds.
         """
-        found = digest(
+        steps = digesting(
             body,
             content_type=asked.content_type,
             content_encoding=asked.content_encoding,
             selectors=self._catalogue.selectors,
         )
-        await asyncio.sleep(0)
-        return self._find(call, asked, found)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return self._find(call, asked, end.value)
+            await self._turns.take(SLICE_COST_S)
 
     def _find(self, call: Call, asked: Asked, found: Digest) -> frozenset[str]:
         asked.digest = found

@@ -27,6 +27,7 @@ from gateway.proxy.classifier import Asked, Classifier
 from gateway.proxy.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
 from gateway.proxy.refusing import Refuser, plain, send
 from gateway.proxy.relay import SMALL, CutError, relay
+from gateway.proxy.turns import ARRIVAL_S, Turns
 from gateway.proxy.wire import (
     RequestFields,
     Routes,
@@ -99,7 +100,8 @@ class Proxy:
         self._metrics = metrics
         self._books = books
         self._refuser = refuser
-        self._classifier = Classifier(configuration)
+        self._turns = Turns()
+        self._classifier = Classifier(configuration, self._turns)
         self._clock = clock
         self._observes_until = _end_of(configuration)
         self.in_flight = 0  #: calls that were taken and are not over
@@ -190,6 +192,7 @@ class Proxy:
     # Bulk.
 
     async def _bulk(self, inbound: Inbound, call: Call, prepared: _Prepared, *, run_id: str | None) -> bool:
+        await self._turns.take(ARRIVAL_S)
         refused: RefusedError | None = None
         rest: AsyncIterator[bytes] | None = None
         try:

@@ -1,7 +1,7 @@
 """SOAP as bytes: what a body asks (`digest`), and how the gateway answers itself (`faults`)."""
 
 from gateway.soap.coding import MalformedBodyError, TooLargeError
-from gateway.soap.digest import Peek, PrefixCache, digest
+from gateway.soap.digest import Peek, PrefixCache, digest, digesting
 from gateway.soap.faults import FaultAnswer, FaultForm, answer, caller_soap_version
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "answer",
     "caller_soap_version",
     "digest",
+    "digesting",
 ]

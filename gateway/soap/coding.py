@@ -8,6 +8,7 @@ a whole one.
 
 import re
 import zlib
+from collections.abc import Iterator
 
 MAX_INFLATED = 8 << 20
 """Bytes that a body may have once inflated: eight times what a bulk body may have as it comes."""
@@ -49,14 +50,24 @@ class Inflater:
 
     def feed(self, data: bytes) -> bytes:
         """Return what the next piece inflates to. Raises TooLargeError past the limit."""
+        return b"".join(self.pieces(data, self._left + 1))
+
+    def pieces(self, data: bytes, size: int) -> Iterator[bytes]:
+        """Yield the same in pieces of at most `size` octets, so that whoever inflates much can pause in between."""
         if self._coding in ("", "identity"):
-            return data
-        if not data:
-            return b""
+            for start in range(0, len(data), size):
+                yield data[start : start + size]
+            return
+        while data:
+            yield self._inflated(data, size)
+            assert self._inflate is not None
+            data = self._inflate.unconsumed_tail
+
+    def _inflated(self, data: bytes, size: int) -> bytes:
         if self._inflate is None:  # deflate means zlib's format (RFC 9110 section 8.4.1.2), but some send it raw
             self._inflate = zlib.decompressobj(_ZLIB if data[0] & 0x0F == 8 else _RAW)
         try:
-            plain = self._inflate.decompress(data, self._left + 1)
+            plain = self._inflate.decompress(data, min(size, self._left + 1))
         except zlib.error:
             raise MalformedBodyError from None
         self._left -= len(plain)

@@ -9,10 +9,11 @@ Rules that always hold:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator
 
 from gateway.soap.coding import Inflater, MalformedBodyError, TooLargeError, UnknownCharsetError, override
-from gateway.soap.envelope import Envelope, Selectors
+from gateway.soap.envelope import SLICE, Envelope, Selectors
+from gateway.soap.multipart import UnsoundMultipartError, is_multipart, root_part
 from policies.model import Digest, Style
 
 PEEK_LIMIT = 256 * 1024
@@ -24,29 +25,58 @@ _NO_SELECTORS: Selectors = {}
 
 
 def digest(
-    body: bytes,
-    *,
-    content_type: str = "",
-    content_encoding: str = "",
-    selectors: Mapping[str, frozenset[tuple[str, ...]]] = _NO_SELECTORS,
+    body: bytes, *, content_type: str = "", content_encoding: str = "", selectors: Selectors = _NO_SELECTORS
 ) -> Digest:
-    """Read a whole body strictly.
+    """Read a whole body strictly, at once. Raises as `digesting` does."""
+    steps = digesting(body, content_type=content_type, content_encoding=content_encoding, selectors=selectors)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Digest = end.value
+            return found
+
+
+def digesting(
+    body: bytes, *, content_type: str, content_encoding: str, selectors: Selectors
+) -> Generator[None, None, Digest]:
+    """Read a whole body strictly, pausing at each yield: a mebibyte takes some 20 ms, which others would feel.
 
     Raises:
         MalformedBodyError: its compression cannot be read.
         TooLargeError: it is larger than 8 MiB once inflated.
     """
     inflater = Inflater(content_encoding)
-    plain = inflater.feed(body)
+    if is_multipart(content_type):
+        try:
+            content_type, body = root_part((yield from _inflated(inflater, body)), content_type)
+        except UnsoundMultipartError as unsound:
+            return _unknown(str(unsound))
+        inflater = Inflater("")
+    envelope: Envelope | None = None
+    for plain in inflater.pieces(body, SLICE):
+        if envelope is None:
+            try:
+                envelope = Envelope(override(content_type, plain[:256]), selectors, early=False)
+            except UnknownCharsetError:
+                return _unknown("the Content-Type names an encoding that is not read")
+        envelope.feed(plain, last=False)
+        yield
     inflater.finish()
-    if (unsound := _not_an_envelope(content_type)) is not None:
-        return unsound
-    try:
-        envelope = Envelope(override(content_type, plain[:256]), selectors, early=False)
-    except UnknownCharsetError:
-        return _unknown("the Content-Type names an encoding that is not read")
-    envelope.feed(plain, last=True)
+    if envelope is None:
+        return _unknown("it is empty")
+    envelope.feed(b"", last=True)
+    yield from envelope.read_string()
     return envelope.result()
+
+
+def _inflated(inflater: Inflater, body: bytes) -> Generator[None, None, bytes]:
+    parts: list[bytes] = []
+    for part in inflater.pieces(body, SLICE):
+        parts.append(part)
+        yield
+    inflater.finish()
+    return b"".join(parts)
 
 
 class Peek:
@@ -56,9 +86,10 @@ class Peek:
         self._content_type = content_type
         self._selectors = selectors
         self._envelope: Envelope | None = None
-        self._verdict = _not_an_envelope(content_type)
+        self._verdict: Digest | None = None
         self._read = 0
         self._start = b""
+        self._parts: list[bytes] | None = [] if is_multipart(content_type) else None
         try:
             self._inflater = Inflater(content_encoding, PEEK_LIMIT)
         except MalformedBodyError:
@@ -74,6 +105,12 @@ class Peek:
             self._verdict = _unknown("its compression cannot be read")
             return True
         self._read += len(plain)
+        if self._parts is not None:
+            self._parts.append(plain)
+            return self._read > PEEK_LIMIT
+        return self._feed(plain)
+
+    def _feed(self, plain: bytes) -> bool:
         if self._envelope is None:
             self._start += plain  # enough of it to tell the encoding
             if len(self._start) < 4:
@@ -91,20 +128,34 @@ class Peek:
 
     def result(self) -> Digest:
         """Return what was understood."""
+        if self._verdict is None and self._parts is not None:
+            self._read_root(b"".join(self._parts))
         if self._verdict is not None:
             return self._verdict
         if self._envelope is None:
             return _unknown("it is empty")
         if not self._envelope.done:
             self._envelope.feed(b"", last=True)
+        for _ in self._envelope.read_string():
+            pass
         self._verdict = self._envelope.result()
         return self._verdict
+
+    def _read_root(self, body: bytes) -> None:
+        try:
+            self._content_type, root = root_part(body, self._content_type, whole=self._read <= PEEK_LIMIT)
+        except UnsoundMultipartError as unsound:
+            self._verdict = _unknown(str(unsound))
+        else:
+            self._feed(root)
 
     def prefix(self, body: bytes) -> bytes | None:
         """Return the octets that decide the digest of `body`, where no others can: up to the operation's start tag's
         end."""
         envelope = self._envelope
-        if envelope is None or not envelope.done or envelope.started_at < 0 or envelope.result().style is not Style.SOA:
+        if envelope is None or not envelope.done or self._parts is not None or envelope.started_at < 0:
+            return None
+        if self.result().style is not Style.SOA:
             return None
         tag = _START_TAG.match(body, envelope.started_at)
         return body[: tag.end()] if tag is not None and tag.end() <= MAX_PREFIX else None
@@ -134,12 +185,6 @@ class PrefixCache:
             return
         self._known.insert(0, (prefix, content_type, peek.result()))
         del self._known[MAX_PREFIXES:]
-
-
-def _not_an_envelope(content_type: str) -> Digest | None:
-    if content_type.lower().lstrip().startswith("multipart/"):
-        return _unknown("multipart")
-    return None
 
 
 def _unknown(why: str) -> Digest:

@@ -15,12 +15,14 @@ Rules that always hold:
 `why` never quotes a message.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from xml.parsers import expat
 
 from policies.model import Digest, Operation, SoapVersion, Style
 
 PIECE = 1024
+SLICE = 32_768
+"""Octets that are read between two pauses: about half a millisecond."""
 MAX_DEPTH = 200
 MAX_ATTRIBUTES = 256
 MAX_NAME = 1024
@@ -199,6 +201,7 @@ class Envelope(_Reader):
         self._taken: list[str] | None = None
         self._taken_size = 0
         self._is_string = False
+        self._document: str | None = None  # what `xmlString` holds, once it is whole
         self._requests: list[Operation] = []
         self.started_at = -1  #: octets before the operation's start tag
 
@@ -234,8 +237,10 @@ class Envelope(_Reader):
             return
         if self._is_string and len(self.path) == 3:
             self.text(None)
-            self._read_string("".join(self._taken))
+            self._document = "".join(self._taken)
             self._taken = None
+            if self._early:
+                self.finish()
         elif not self._is_string:
             self.text(None)
             self._choices.add(("/".join(self._below()), "".join(self._taken).strip()))
@@ -291,13 +296,19 @@ class Envelope(_Reader):
         else:
             self._taken.append(text)
 
-    def _read_string(self, document: str) -> None:
+    def read_string(self) -> Iterator[None]:
+        """Read the document inside `xmlString`, if there is one, pausing at each yield; before `result` is asked."""
+        document, self._document = self._document, None
+        if document is None or self.why:
+            return
         inner = _Inner()
         # White space and a byte order mark before the declaration are common, and harmless in a text.
-        inner.feed(document.lstrip("\ufeff \t\r\n").encode("utf-8", "surrogatepass"), last=True)
+        octets = document.lstrip("\ufeff \t\r\n").encode("utf-8", "surrogatepass")
+        for start in range(0, len(octets), SLICE):
+            inner.feed(octets[start : start + SLICE], last=False)
+            yield
+        inner.feed(b"", last=True)
         if inner.why or not inner.operations:
             self.stop(f"in xmlString: {inner.why or 'no ServiceRequest'}")
-            return
-        self._requests = inner.operations
-        if self._early:
-            self.finish()
+        else:
+            self._requests = inner.operations

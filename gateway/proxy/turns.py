@@ -1,0 +1,51 @@
+"""The event loop's time, shared out: bulk gets a slice of each of its turns, whoever is in real time all the rest.
+
+When thousands of bulk calls arrive at once, taking them in costs some 100 us each, in a row, and a large message takes
+20 ms to digest; a real-time call that arrives meanwhile would wait for all of that. So bulk asks before each piece of
+such work: what does not fit into this turn of the loop is done in the next ones, in its order, and the sockets are
+looked at in between.
+
+Rules that always hold: first come, first served; nobody waits while there is time left; who is cancelled while waiting
+is passed over. Costs are estimates, in seconds. Decides nothing but order.
+"""
+
+import asyncio
+from collections import deque
+
+SLICE_S = 0.002
+"""Of each turn of the loop for bulk: about what a real-time call may be late by."""
+ARRIVAL_S = 0.0001
+"""What it costs to take a bulk call in: read, digested, queued (measured: 60 to 120 us)."""
+
+
+class Turns:
+    """Made inside the running event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
+        self._left_s = SLICE_S
+        self._is_counting = False  # somebody has used some of this turn's time
+
+    async def take(self, cost_s: float) -> None:
+        """Return when there is time for work of `cost_s`: at once, or in one of the loop's next turns."""
+        loop = asyncio.get_running_loop()
+        if not self._is_counting:
+            self._is_counting = True
+            loop.call_soon(self._next_turn)
+        if not self._waiting and self._left_s > 0:
+            self._left_s -= cost_s
+            return
+        mine: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((mine, cost_s))
+        await mine
+
+    def _next_turn(self) -> None:
+        self._left_s = SLICE_S
+        self._is_counting = bool(self._waiting)
+        if self._is_counting:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        while self._waiting and self._left_s > 0:
+            mine, cost_s = self._waiting.popleft()
+            if not mine.done():
+                self._left_s -= cost_s
+                mine.set_result(None)
