@@ -15,7 +15,7 @@ import ssl
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,14 +27,15 @@ from prometheus_client import CollectorRegistry
 
 from gateway import __version__
 from gateway.admin import Telemetry
-from gateway.certificates import expiries, server_context
-from gateway.config import Configuration
-from gateway.config import Listener as ListenerSettings
+from gateway.certificates import ListenerContext, expiries, server_context
+from gateway.config import ConfigError, Configuration, Settings, load
 from gateway.log import LineWriter, event_log
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
 from gateway.proxy import Books, Bounds, Inbound, Listener, Proxy, Refuser, malformed_answer
-from gateway.slots import PoolStatistics, Slots, Terms
+from gateway.readings import Facts, readings
+from gateway.reloading import marks_of, needs_restart, upstream_identities
+from gateway.slots import Slots, Terms
 from gateway.soap import FaultForm
 from gateway.upstream import Upstream, target_of
 from policies.model import Clock
@@ -68,20 +69,30 @@ class Gateway:
     """A gateway that runs. Made by `running`."""
 
     def __init__(
-        self, configuration: Configuration, clock: Clock, lines: LineWriter, dice: Random, tasks: asyncio.TaskGroup
+        self,
+        configuration: Configuration,
+        clock: Clock,
+        lines: LineWriter,
+        dice: Random,
+        tasks: asyncio.TaskGroup,
+        start: StartState,
     ) -> None:
         settings = configuration.settings
         self._configuration = configuration
-        self._settings = settings
         self._clock = clock
         self._lines = lines
         self._log = event_log(clock, lines)
         self._dice = dice
-        self._servers: list[tuple[asyncio.Server, web.Server | Listener]] = []
         self._tasks = tasks
+        self._servers: list[tuple[asyncio.Server, web.Server | Listener]] = []
+        self._listeners: list[Listener] = []
         self._ready = False
         self._lag = 0.0
         self._expiries = expiries(settings)
+        self._reload_ok = True
+        self._reloaded_at = clock.wall().timestamp()
+        self._reload_asked = asyncio.Event()
+        self._marks = marks_of(configuration.files)
         self.addresses = Addresses((), "")
         self.metrics = Metrics(
             CollectorRegistry(),
@@ -89,75 +100,147 @@ class Gateway:
             pools=configuration.layout.pools,
             version=__version__,
         )
+        self._contexts = [ListenerContext(one.tls) if one.tls else None for one in settings.listeners]
+        self._identities = upstream_identities(settings)
         self.upstreams = {name: Upstream(target_of(upstream), clock) for name, upstream in settings.upstreams.items()}
-        self.slots: Slots
-        self.proxy: Proxy
-
-    def build(self, start: StartState) -> None:
-        """Build what depends on how the process before this one ended."""
-        settings, bulk = self._settings, self._settings.bulk
-        terms = Terms(
-            hold_s=settings.hold_total,
-            call_timeout=max((one.call_timeout for one in settings.upstreams.values()), default=settings.hold_total),
-            closed=bulk.closed,
-            park_time=bulk.park_time,
-            park_length=bulk.park_length,
-            queue_time=bulk.queue_time,
-            queue_length=bulk.queue_length,
-            margin_min=bulk.margin_min,
-            margin_max=bulk.margin_max,
-        )
         self.slots = Slots(
-            self._configuration.layout,
-            self._configuration.calendar,
-            self._clock,
-            terms,
+            configuration.layout,
+            configuration.calendar,
+            clock,
+            _terms(settings),
             self._log,
             cooling_until=start.cooling_until,
             occupied=start.occupied,
         )
+        self.proxy = Proxy(self.slots, self.metrics, Books(self.metrics, clock, lines.msg), clock, self._log)
+        self.proxy.adopt(configuration, self.upstreams, self._refuser(settings))
+        self.metrics.watch(self._readings)
+
+    def _refuser(self, settings: Settings) -> Refuser:
         form = FaultForm(
             soap11_status=settings.answers.soap11_status,
             soap12_status=settings.answers.soap12_status,
             other_status=settings.answers.other_status,
         )
-        refuser = Refuser(form, self._clock, self._dice, delay_s=bulk.refusal_delay, at_most=bulk.refusal_delay_limit)
-        books = Books(self.metrics, self._clock, self._lines.msg)
-        self.proxy = Proxy(self._configuration, self.upstreams, self.slots, self.metrics, books, refuser, self._clock)
-        self.metrics.watch(self._readings)
+        bulk = settings.bulk
+        return Refuser(form, self._clock, self._dice, delay_s=bulk.refusal_delay, at_most=bulk.refusal_delay_limit)
+
+    # Reload.
+
+    def ask_reload(self) -> None:
+        """Have the configuration read anew, soon."""
+        self._reload_asked.set()
+
+    async def follow_files(self, environ: Mapping[str, str], occupancy: Occupancy) -> None:
+        """Read the configuration anew for ever: when asked, and when its files have changed or could not be used."""
+        told: tuple[str, ...] = ()
+        while True:
+            asked = await self._asked_within(self._settings.watch_files)
+            now = await asyncio.to_thread(marks_of, self._configuration.files)
+            if not asked and now == self._marks and self._reload_ok:
+                continue
+            self._marks = now
+            wrong = await self.reload(environ, occupancy)
+            if wrong and (asked or wrong != told):
+                self._log.error(
+                    "reload failed",
+                    faults=wrong,
+                    remedy="The configuration before it stays in force. Mend the file, or see `bcss-gateway check`.",
+                )
+            told = wrong
+
+    async def _asked_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds or None):
+                await self._reload_asked.wait()
+        asked = self._reload_asked.is_set()
+        self._reload_asked.clear()
+        return asked
+
+    async def reload(self, environ: Mapping[str, str], occupancy: Occupancy) -> tuple[str, ...]:
+        """Read the configuration anew and go on under it; return what is wrong with it: then nothing has changed."""
+        try:
+            fresh = await asyncio.to_thread(load, self._configuration.path, environ, now=self._clock.wall())
+            if wrong := needs_restart(self._settings, fresh.settings):
+                self._reload_ok = False
+                return wrong
+            contexts = [server_context(one.tls) if one.tls else None for one in fresh.settings.listeners]
+            identities = upstream_identities(fresh.settings)
+            pools = {
+                name: self.upstreams[name]
+                if self._identities.get(name) == identities[name]
+                else Upstream(target_of(upstream), self._clock)
+                for name, upstream in fresh.settings.upstreams.items()
+            }
+            dates = expiries(fresh.settings)
+            await asyncio.to_thread(occupancy.raise_hold, fresh.settings.hold_total)
+        except ConfigError as error:
+            self._reload_ok = False
+            return tuple(map(str, error.faults))
+        except OSError as error:  # a file that changed between its check and its use; ssl.SSLError is one
+            self._reload_ok = False
+            return (f"{type(error).__name__}: {error.strerror or 'a file could not be used'}",)
+        self._adopt(fresh, contexts, identities, pools)
+        self._expiries = dates
+        return ()
+
+    def _adopt(
+        self,
+        fresh: Configuration,
+        contexts: list[ssl.SSLContext | None],
+        identities: Mapping[str, object],
+        pools: dict[str, Upstream],
+    ) -> None:
+        before, self._configuration = self._configuration, fresh
+        settings = fresh.settings
+        self.metrics.extend(labels=fresh.catalogue.labels(), pools=fresh.layout.pools)
+        for rotating, context in zip(self._contexts, contexts, strict=True):
+            if rotating is not None and context is not None:
+                rotating.adopt(context)
+        for listener in self._listeners:
+            listener.bounds = _bounds(settings)
+        retired = [pool for name, pool in self.upstreams.items() if pools.get(name) is not pool]
+        self._identities, self.upstreams = identities, pools
+        shared = settings.bulk.share is not None or before.settings.bulk.share is not None
+        self.slots.adopt(fresh.layout, fresh.calendar, _terms(settings), shared=shared)
+        self.proxy.adopt(fresh, pools, self._refuser(settings))
+        for pool in retired:
+            pool.retire()
+        self._reload_ok, self._reloaded_at = True, self._clock.wall().timestamp()
+        for warning in fresh.warnings:
+            self._log.warning("configuration", warning=warning)
+        self._log.info("reloaded", upstreams_renewed=len(retired))
+
+    @property
+    def _settings(self) -> Settings:
+        return self._configuration.settings
+
+    # Listening.
 
     async def listen(self) -> None:
         """Open the listeners: traffic first, then telemetry, which says that it is there."""
-        traffic = [await self._open(listener) for listener in self._settings.listeners]
+        traffic = [await self._open(number) for number in range(len(self._settings.listeners))]
         telemetry = Telemetry(self.metrics, self._state).server()
         endpoint = self._settings.telemetry
         self.addresses = Addresses(tuple(traffic), await self._serve(telemetry, endpoint.address, endpoint.port, None))
         self._ready = True
 
-    async def _open(self, listener: ListenerSettings) -> str:
-        limits = self._settings.limits
-        bounds = Bounds(
-            header_time=limits.header_time,
-            idle_time=limits.idle_time,
-            body_grace=limits.body_grace,
-            body_pace=limits.body_pace,
-            connections=limits.connections,
-            head_size=limits.head_size,
-        )
+    async def _open(self, number: int) -> str:
+        settings = self._settings.listeners[number]
         server = Listener(
-            partial(self._handle, listener=listener),
-            bounds,
+            partial(self._handle, number=number),
+            _bounds(self._settings),
             self._tasks,
             on_malformed=self._malformed,
             on_defect=self._defect,
             on_refused_connection=self.metrics.connections_refused.inc,
         )
-        return await self._serve(
-            server, listener.address, listener.port, server_context(listener.tls) if listener.tls else None
-        )
+        self._listeners.append(server)
+        tls = self._contexts[number]
+        return await self._serve(server, settings.address, settings.port, tls.context if tls else None)
 
-    async def _handle(self, inbound: Inbound, *, listener: ListenerSettings) -> bool:
-        return await self.proxy.handle(inbound, listener)
+    async def _handle(self, inbound: Inbound, *, number: int) -> bool:
+        return await self.proxy.handle(inbound, self._settings.listeners[number])
 
     def _malformed(self, status: int, what: str) -> bytes:
         self.metrics.malformed.inc()
@@ -178,6 +261,11 @@ class Gateway:
         self._log.error(
             "defect", kind=type(defect).__name__, where=where, remedy="Report this line to the maintainers."
         )
+
+    @property
+    def hold_s(self) -> float:
+        """T as it is in force, seconds."""
+        return self._settings.hold_total
 
     async def watch_lag(self) -> None:
         """Measure for ever how late the event loop runs what is due: every call feels that."""
@@ -213,68 +301,55 @@ class Gateway:
         return self._ready, {"window_open": statistics.window_open, "in_flight": self.proxy.in_flight}
 
     def _readings(self) -> Iterable[Reading]:
-        statistics = self.slots.statistics()
-        pools = statistics.pools
+        return readings(
+            self.slots.statistics(),
+            {name: upstream.statistics() for name, upstream in self.upstreams.items()},
+            self._expiries,
+            Facts(
+                lag_s=self._lag,
+                lines_dropped=self._lines.dropped,
+                suspects=self.proxy.suspects(),
+                reload_ok=self._reload_ok,
+                reloaded_at=self._reloaded_at,
+            ),
+        )
 
-        def by_pool(name: str, documentation: str, value: Callable[[PoolStatistics], float]) -> Reading:
-            return Reading(name, documentation, ("pool",), {(pool,): value(s) for pool, s in pools.items()})
 
-        yield by_pool("slots_in_use", "Bulk calls in progress.", lambda pool: pool.in_use)
-        yield by_pool("slots_in_use_peak", "The most bulk calls that were ever in progress.", lambda pool: pool.peak)
-        yield by_pool("slots_limit", "The cap.", lambda pool: pool.cap)
-        yield by_pool("queue_requests", "Bulk calls that wait for a slot.", lambda pool: pool.waiting)
-        yield by_pool("queue_oldest_seconds", "How long the oldest of them has waited.", lambda pool: pool.oldest_s)
-        yield Reading("window_open", "1 while bulk may start.", (), {(): float(statistics.window_open)})
-        if statistics.next_change is not None:
-            at = statistics.next_change.timestamp()
-            yield Reading("window_next_change_timestamp_seconds", "When the window opens or closes.", (), {(): at})
-        yield Reading(
-            "cap_violations",
-            "Times that a pool had more calls in progress than its cap.",
-            (),
-            {(): float(statistics.violations)},
-            counter=True,
-        )
-        yield Reading(
-            "bulk_in_office_hours",
-            "Bulk calls whose first byte went out while the window was closed: 0 unless mode is observe.",
-            (),
-            {(): float(statistics.office_hours_starts)},
-            counter=True,
-        )
-        yield Reading(
-            "cooling_down_seconds",
-            "For how long bulk still waits after an unclean stop.",
-            (),
-            {(): statistics.cooling_s},
-        )
-        yield Reading(
-            "event_loop_lag_seconds", "The worst delay of the event loop in the last minute.", (), {(): self._lag}
-        )
-        connections: dict[tuple[str, ...], float] = {
-            (name, state): float(value)
-            for name, upstream in self.upstreams.items()
-            for state, value in (("idle", upstream.statistics().idle), ("in_use", upstream.statistics().in_use))
-        }
-        yield Reading("upstream_connections", "Connections to upstreams.", ("upstream", "state"), connections)
-        yield Reading(
-            "log_lines_dropped",
-            "Log lines given up because nobody read the output.",
-            (),
-            {(): float(self._lines.dropped)},
-            counter=True,
-        )
-        yield Reading(
-            "tls_not_after_timestamp_seconds",
-            "When a certificate of the configuration expires.",
-            ("certificate",),
-            {(name,): expiry for name, expiry in self._expiries.items()},
-        )
+def _terms(settings: Settings) -> Terms:
+    bulk = settings.bulk
+    return Terms(
+        hold_s=settings.hold_total,
+        call_timeout=max((one.call_timeout for one in settings.upstreams.values()), default=settings.hold_total),
+        closed=bulk.closed,
+        park_time=bulk.park_time,
+        park_length=bulk.park_length,
+        queue_time=bulk.queue_time,
+        queue_length=bulk.queue_length,
+        margin_min=bulk.margin_min,
+        margin_max=bulk.margin_max,
+    )
+
+
+def _bounds(settings: Settings) -> Bounds:
+    limits = settings.limits
+    return Bounds(
+        header_time=limits.header_time,
+        idle_time=limits.idle_time,
+        body_grace=limits.body_grace,
+        body_pace=limits.body_pace,
+        connections=limits.connections,
+        head_size=limits.head_size,
+    )
 
 
 @asynccontextmanager
 async def running(
-    configuration: Configuration, *, clock: Clock, lines: LineWriter, dice: Random
+    configuration: Configuration,
+    *,
+    clock: Clock,
+    lines: LineWriter,
+    dice: Random,
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway for the duration of the block, and stop it in order afterwards.
 
@@ -282,7 +357,7 @@ async def running(
         OccupiedError: another process has this `data_dir`.
         OSError: a listener's address cannot be had.
     """
-    settings = configuration.settings
+    settings, environ = configuration.settings, environ or {}
     log = event_log(clock, lines)
     occupancy = Occupancy(settings.data_dir, boot_id())
     occupancy.acquire()
@@ -290,11 +365,13 @@ async def running(
         start = occupancy.read_and_mark(settings.hold_total, clock.boot())
         failed: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
-            gateway = Gateway(configuration, clock, lines, dice, tasks)
-            gateway.build(start)
+            gateway = Gateway(configuration, clock, lines, dice, tasks, start)
             if start.cooling_until is not None:
                 log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
-            lag = tasks.create_task(gateway.watch_lag())
+            chores = [
+                tasks.create_task(gateway.watch_lag()),
+                tasks.create_task(gateway.follow_files(environ, occupancy)),
+            ]
             try:
                 await gateway.listen()
                 log.info("ready", traffic=gateway.addresses.traffic, telemetry=gateway.addresses.telemetry)
@@ -303,12 +380,13 @@ async def running(
             except Exception as error:  # noqa: BLE001  # the block's own, raised again outside of the group
                 failed = error
             finally:
-                lag.cancel()
+                for chore in chores:
+                    chore.cancel()
                 await gateway.close()
         gateway.slots.close()
         if failed is not None:
             raise failed
-        occupancy.write_clean(gateway.slots.held(), settings.hold_total)
+        occupancy.write_clean(gateway.slots.held(), gateway.hold_s)
         log.info("stopped", still_running=len(gateway.slots.held()))
     finally:
         occupancy.release()

@@ -6,7 +6,9 @@ Rules that always hold: TLS 1.2 at least; a client certificate, where one is ask
 Never logs a key, and never goes on without a certificate that the configuration names.
 """
 
+import hashlib
 import ssl
+from collections.abc import Iterable
 from pathlib import Path
 
 from gateway.config import ListenerTls, Settings
@@ -23,6 +25,26 @@ def server_context(tls: ListenerTls) -> ssl.SSLContext:
         required = tls.client_certificate == "required"
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
+
+
+class ListenerContext:
+    """A listener's TLS, whose certificate and CAs can be exchanged while it listens: connections stay as they are."""
+
+    def __init__(self, tls: ListenerTls) -> None:
+        self.context = self._current = server_context(tls)
+        self.context.sni_callback = self._choose  # called for each handshake, with or without a name
+
+    def adopt(self, context: ssl.SSLContext) -> None:
+        """Use another context, made by `server_context`, from the next handshake on."""
+        self._current = context
+
+    def _choose(self, session: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        session.context = self._current
+
+
+def fingerprint(paths: Iterable[Path | None]) -> tuple[bytes, ...]:
+    """Return what changes when one of these files does. Raises OSError when one cannot be read."""
+    return tuple(hashlib.sha256(path.read_bytes()).digest() if path is not None else b"" for path in paths)
 
 
 def expiries(settings: Settings) -> dict[str, float]:

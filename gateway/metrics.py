@@ -70,6 +70,16 @@ class CallMeters:
         self.upstream_seconds = upstream_seconds
 
 
+@dataclass(frozen=True, slots=True)
+class _Families:
+    requests: Counter
+    refusals: Counter
+    upstream: Histogram
+    faults: Counter
+    wait: Histogram
+    suspected: Counter
+
+
 class Metrics:
     """What the gateway counts. `labels` are the values that the label `source` may take, `pools` the pools' names."""
 
@@ -77,7 +87,6 @@ class Metrics:
         self, registry: CollectorRegistry, *, labels: Iterable[str], pools: Iterable[str], version: str
     ) -> None:
         self._registry = registry
-        sources = sorted({*labels, UNCLASSIFIED, NO_SOURCE})
         requests = self._counter(
             "requests",
             "Calls by the source they ask, their class and what became of them.",
@@ -101,18 +110,17 @@ class Metrics:
             "source",
             "origin",
         )
-        self._calls = {
-            (source, traffic): CallMeters(
-                {outcome: requests.labels(source, traffic, outcome) for outcome in OUTCOMES},
-                upstream.labels(source, traffic),
-            )
-            for source in sources
-            for traffic in TrafficClass
-        }
-        self._refusals = {(s, t, r): refusals.labels(s, t, r) for s in sources for t in TrafficClass for r in Reason}
-        self._faults = {(s, o): faults.labels(s, o) for s in sources for o in ("gateway", "upstream")}
+        suspected = self._counter(
+            "suspected_bulk", "Calls of clients that behave like a batch and do not say so.", "source"
+        )
+        self._families = _Families(requests, refusals, upstream, faults, wait, suspected)
+        self._calls: dict[tuple[str, TrafficClass], CallMeters] = {}
+        self._refusals: dict[tuple[str, TrafficClass, Reason], Counter] = {}
+        self._faults: dict[tuple[str, str], Counter] = {}
+        self.suspected: dict[str, Counter] = {}
+        self.slot_wait_seconds: dict[str, Histogram] = {}
         self.added_seconds = {traffic: added.labels(traffic) for traffic in TrafficClass}
-        self.slot_wait_seconds = {pool: wait.labels(pool) for pool in pools}
+        self.extend(labels=labels, pools=pools)
         unclassified = self._counter("unclassified", "Calls whose sources are not known.", "class")
         self.unclassified = {traffic: unclassified.labels(traffic) for traffic in TrafficClass}
         self.would_refuse = self._counter(
@@ -133,6 +141,21 @@ class Metrics:
         registry.register(self._live)
         build = Gauge("bcss_gateway_build_info", "The running version; always 1.", ["version"], registry=registry)
         build.labels(version).set(1)
+
+    def extend(self, *, labels: Iterable[str], pools: Iterable[str]) -> None:
+        """Make room for the sources and pools of another configuration. Those that are gone stay, at what they were."""
+        families = self._families
+        for source in sorted({*labels, UNCLASSIFIED, NO_SOURCE} - self.suspected.keys()):
+            self.suspected[source] = families.suspected.labels(source)
+            for origin in ("gateway", "upstream"):
+                self._faults[source, origin] = families.faults.labels(source, origin)
+            for traffic in TrafficClass:
+                outcomes = {outcome: families.requests.labels(source, traffic, outcome) for outcome in OUTCOMES}
+                self._calls[source, traffic] = CallMeters(outcomes, families.upstream.labels(source, traffic))
+                for reason in Reason:
+                    self._refusals[source, traffic, reason] = families.refusals.labels(source, traffic, reason)
+        for pool in pools:
+            self.slot_wait_seconds.setdefault(pool, families.wait.labels(pool))
 
     def call(self, source: str, traffic: TrafficClass) -> CallMeters:
         """Return the meters of a call. Raises KeyError for a source that is not of the closed set: a defect."""

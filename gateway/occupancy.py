@@ -58,6 +58,7 @@ class Occupancy:
         self._file = data_dir / "busy_until.json"
         self._boot = boot
         self._lock: int | None = None
+        self._hold_s = 0.0  # what the file says
 
     def acquire(self) -> None:
         """Take the lock; make the directory when it is missing.
@@ -94,8 +95,15 @@ class Occupancy:
         state = self._state(hold_s, now)
         # A crash before the wait is over must not shorten what the process before this one left: its T stays in force.
         longest = max([hold_s, (state.cooling_until or now) - now, *(until - now for _, until in state.occupied)])
+        self._hold_s = longest
         self._write({"boot": self._boot, "hold_s": longest, "clean": False})
         return state
+
+    def raise_hold(self, hold_s: float) -> None:
+        """Note a longer T, before it is in force: a crash from then on leaves calls that may run for so long."""
+        if hold_s > self._hold_s:
+            self._hold_s = hold_s
+            self._write({"boot": self._boot, "hold_s": hold_s, "clean": False})
 
     def write_clean(self, entries: Iterable[Entry], hold_s: float) -> None:
         """Say what may still be running, after an orderly stop."""

@@ -98,10 +98,10 @@ class SlotTable:
         self._reserver: FlowKey | None = None
         self._won: set[str] = set()  # where the reserver has reserved
 
-    def arrive(self, ticket: Ticket, owner: str, needs: Needs) -> Answer:
-        """Take a newcomer in, if there is room for it to run or to wait."""
+    def arrive(self, ticket: Ticket, owner: str, needs: Needs, *, bounded: bool = True) -> Answer:
+        """Take a newcomer in, if there is room for it to run or to wait. Not `bounded`: it has waited elsewhere."""
         longest = self._queue_length if self._open else self._park_length
-        full = any(self._waiting[pool] >= longest for pool in needs)
+        full = bounded and any(self._waiting[pool] >= longest for pool in needs)
         self._enqueue(ticket, (owner, needs))
         if ticket in self._settle():
             return Answer.GRANTED

@@ -4,7 +4,8 @@ The class is decided without the body. Rules that always hold:
 - Any signal may raise a call to bulk, and bulk wins: the listener, the prefix `/bulk/`, `X-Traffic-Class`,
   `X-Bulk-Run`, a client rule. A value of `X-Traffic-Class` that is not known raises too: doubt is never faster.
 - Who is known by address or certificate only, by a rule that allows it, may declare itself real-time, and that
-  overrules the listener's default and nothing else.
+  overrules the listener's default, or a suspicion, and nothing else.
+- Whoever fetches a WSDL or schema calls nothing: that is never bulk.
 - HTTP Basic users and User-Agents are not verified here, so they can raise and never lower; `X-Forwarded-For` is not
   looked at.
 
@@ -19,6 +20,7 @@ from policies.catalogue import Catalogue, CatalogueError, Service, SourceDecisio
 from policies.model import TrafficClass
 
 __all__ = [
+    "SUSPECTED",
     "CallFacts",
     "Catalogue",
     "CatalogueError",
@@ -28,6 +30,10 @@ __all__ = [
     "SourceDecision",
     "class_of",
 ]
+
+
+SUSPECTED = "suspected"
+"""The rule that makes a call bulk because its client behaves like a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,8 @@ class CallFacts:
     tls_subject: str = ""  #: subject of its verified certificate
     basic_user: str = ""
     user_agent: str = ""
+    describes: bool = False  #: it fetches a WSDL or schema, and calls nothing
+    suspected: bool = False  #: it behaves like a batch (policies.suspicion), and that counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +96,11 @@ def class_of(facts: CallFacts, rules: Sequence[ClientRule]) -> ClassDecision:
     matching = [rule for rule in rules if rule.matches(facts)]
     flow = matching[0].name if matching else facts.tls_subject or facts.peer
     run_id = facts.bulk_run[0] if facts.bulk_run else None
+    if facts.describes:
+        return ClassDecision(TrafficClass.REALTIME, "wsdl", flow)
     if (why := _raised(facts, matching)) is not None:
         return ClassDecision(TrafficClass.BULK, why, flow, run_id)
-    if facts.listener_class is TrafficClass.REALTIME:
+    if facts.listener_class is TrafficClass.REALTIME and not facts.suspected:
         return ClassDecision(TrafficClass.REALTIME, "listener", flow)
     verified = [rule for rule in matching if rule.verified]
     if facts.traffic_class and any(rule.may_declare_realtime for rule in verified):
@@ -98,7 +108,7 @@ def class_of(facts: CallFacts, rules: Sequence[ClientRule]) -> ClassDecision:
     for rule in verified:
         if rule.traffic is TrafficClass.REALTIME:
             return ClassDecision(TrafficClass.REALTIME, f"client rule {rule.name}", flow)
-    return ClassDecision(TrafficClass.BULK, "listener", flow)
+    return ClassDecision(TrafficClass.BULK, SUSPECTED if facts.suspected else "listener", flow)
 
 
 def _raised(facts: CallFacts, matching: Sequence[ClientRule]) -> str | None:

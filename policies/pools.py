@@ -56,6 +56,10 @@ class Layout:
         """Return the name of a source's pool. Raises KeyError for a source that is not in the layout."""
         return self._pool_of[source]
 
+    def __contains__(self, source: str) -> bool:
+        """Say whether a source has a pool here."""
+        return source in self._pool_of
+
     def needs(self, sources: Collection[str]) -> tuple[str, ...]:
         """Return the pools in each of which a call to these sources needs a slot, sorted."""
         return tuple(sorted({self._pool_of[source] for source in sources}))

@@ -19,6 +19,7 @@ from gateway.config import load
 from gateway.log import LineWriter
 from gateway.occupancy import boot_id
 
+asyncio.set_event_loop(None)  # else pytest-asyncio makes a loop to remember, which nobody closes
 BRUSSELS = ZoneInfo("Europe/Brussels")
 EVENING = datetime(2026, 11, 24, 20, 0, tzinfo=BRUSSELS)
 MORNING = datetime(2026, 11, 24, 9, 30, tzinfo=BRUSSELS)

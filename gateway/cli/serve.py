@@ -6,6 +6,8 @@ then still says "unclean", so that the next start waits until calls of this proc
 
 import asyncio
 import ctypes
+import os
+import resource
 import signal
 import sys
 from random import Random
@@ -17,12 +19,15 @@ from gateway.config import Configuration
 from gateway.log import LineWriter, event_log
 from gateway.occupancy import OccupiedError
 
+SPARE_FILES = 1024
+"""File descriptors besides those of clients: upstreams, files, the event loop."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def serve(configuration: Configuration) -> int:
     """Run the gateway; return the exit status."""
     _keep_memory()
+    _raise_file_limit(configuration.settings.limits.connections)
     writer = LineWriter()
     log = event_log(SystemClock(), writer)
     try:
@@ -52,12 +57,32 @@ async def _serve(configuration: Configuration, lines: LineWriter) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     try:
-        async with running(configuration, clock=SystemClock(), lines=lines, dice=Random()):  # noqa: S311  # jitter, no secret
+        async with running(
+            configuration,
+            clock=SystemClock(),
+            lines=lines,
+            dice=Random(),  # noqa: S311  # jitter, no secret
+            environ=os.environ,
+        ) as gateway:
+            loop.add_signal_handler(signal.SIGHUP, gateway.ask_reload)
             await stop.wait()
     except (OccupiedError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Take as many file descriptors as the system lets this process have, and say so where that is too few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < connections + SPARE_FILES:
+        print(
+            f"limits.connections: {connections} connections need {connections + SPARE_FILES} file descriptors, and "
+            f"this process may have {hard}. Raise it (systemd: LimitNOFILE=, container: --ulimit nofile=, shell: "
+            "ulimit -Hn), or lower limits.connections.",
+            file=sys.stderr,
+        )
 
 
 def _keep_memory() -> None:

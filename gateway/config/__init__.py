@@ -20,7 +20,17 @@ from gateway.config.endpoints import Client, Credentials, Endpoint, Listener, Li
 from gateway.config.explain import describe, schema
 from gateway.config.faults import ConfigError, Fault
 from gateway.config.load import Configuration, load
-from gateway.config.settings import Answers, Bulk, Limits, Observe, OpenSpan, PoolSettings, Settings, Windows
+from gateway.config.settings import (
+    Answers,
+    Bulk,
+    Limits,
+    Observe,
+    OpenSpan,
+    PoolSettings,
+    Settings,
+    SuspicionSettings,
+    Windows,
+)
 
 __all__ = [
     "Answers",
@@ -39,6 +49,7 @@ __all__ = [
     "PoolSettings",
     "Route",
     "Settings",
+    "SuspicionSettings",
     "UpstreamSettings",
     "Windows",
     "describe",

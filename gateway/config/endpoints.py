@@ -201,6 +201,11 @@ class Route(Section):
     replace: UrlPath | None = Field(
         default=None, description="What the prefix becomes. Left out: the path stays as it is."
     )
+    wsdl_address: Annotated[str, BaseUrl()] | None = Field(
+        default=None,
+        description="The gateway's own scheme, host and port as clients reach it: written into WSDLs and schemas in "
+        "place of the upstream's. Left out: they pass as they are.",
+    )
     sources: tuple[Name, ...] | None = Field(
         default=None,
         description="Sources reached here. Bulk that is not recognised needs a slot of each; left out: all.",

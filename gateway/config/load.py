@@ -37,6 +37,7 @@ class Configuration:
     rules: tuple[ClientRule, ...]
     warnings: tuple[str, ...]  #: whole sentences, each beginning with its key
     path: Path
+    files: frozenset[Path] = frozenset()  #: all that was read: when one of them changes, this is out of date
 
 
 def load(path: Path, environ: Mapping[str, str], *, now: datetime | None = None) -> Configuration:
@@ -56,7 +57,8 @@ def load(path: Path, environ: Mapping[str, str], *, now: datetime | None = None)
     document = read(path)
     faults: list[Fault] = list(document.faults)
     if document.content is not None or not faults:
-        found, wrong = validate(document, Place(path.absolute().parent, environ))
+        place = Place(path.absolute().parent, environ)
+        found, wrong = validate(document, place)
         faults += wrong
         if found is not None:
             faults += [*check(found, now.date()), *loadable(found), *spans_sound(found, rules)]
@@ -68,11 +70,13 @@ def load(path: Path, environ: Mapping[str, str], *, now: datetime | None = None)
                 faults += wrong
                 if not faults and layout is not None:
                     dates = calendar(found.settings.windows, rules, now.date())
-                    return _whole(found, known, layout, dates, now, path)
+                    return _whole(found, known, layout, dates, now, path, frozenset({path.absolute(), *place.files}))
     raise ConfigError(faults)
 
 
-def _whole(found: Found, known: Catalogue, layout: Layout, dates: Calendar, now: datetime, path: Path) -> Configuration:
+def _whole(
+    found: Found, known: Catalogue, layout: Layout, dates: Calendar, now: datetime, path: Path, files: frozenset[Path]
+) -> Configuration:
     settings = found.settings
     return Configuration(
         settings=settings,
@@ -82,6 +86,7 @@ def _whole(found: Found, known: Catalogue, layout: Layout, dates: Calendar, now:
         rules=_client_rules(settings),
         warnings=warnings(settings, layout, dates, now),
         path=path,
+        files=files,
     )
 
 

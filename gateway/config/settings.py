@@ -114,6 +114,25 @@ class Bulk(Section):
     )
 
 
+class SuspicionSettings(Section):
+    """Clients that behave like a batch and do not say so."""
+
+    action: Literal["show", "bulk"] = Field(
+        default="show",
+        description="show: counted and logged. bulk: treated as bulk, until calm. show: a person decides first.",
+    )
+    minimum_calls: Annotated[int, Field(strict=True, ge=10, le=100_000)] = Field(
+        default=30,
+        description="Calls of one client to one source in a minute before anything is suspected. 30: one loop's pace.",
+    )
+    rate: Annotated[float, Rate()] = Field(
+        default=10.0, description="A pace that is suspect however irregular. 10/s: a whole office stays below."
+    )
+    calm: Annotated[float, Duration(1, 24 * HOUR)] = Field(
+        default=300.0, description="A suspicion ends after so long without cause. 5min: pauses of a batch are shorter."
+    )
+
+
 class OpenSpan(Section):
     """A time-boxed leave to run bulk in closed hours."""
 
@@ -204,9 +223,17 @@ class Settings(Section):
         default=(), description="Own services, laid over the shipped ones."
     )
     bulk: Bulk = Field(default_factory=Bulk, description="What happens to mass calls.")
+    suspicion: SuspicionSettings = Field(
+        default_factory=SuspicionSettings, description="Clients that behave like a batch and do not say so."
+    )
     windows: Windows = Field(default_factory=Windows, description="When bulk may start.")
     limits: Limits = Field(default_factory=Limits, description="Bounds on what clients may do.")
     answers: Answers = Field(default_factory=Answers, description="How the gateway answers itself.")
+    watch_files: Annotated[float, Duration(0, HOUR)] = Field(
+        default=5.0,
+        description="How often this file and those it names are looked at; changed ones are read anew. 0: only on "
+        "SIGHUP. 5s: soon, and no load.",
+    )
     drain_time: Annotated[float, Duration(0, 10 * 60)] = Field(
         default=25.0, description="On stop, for calls in flight to end. 25s: inside the 30 s that Kubernetes gives."
     )

@@ -18,7 +18,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Place:
 
     directory: Path
     environ: Mapping[str, str]
+    files: set[Path] = field(default_factory=set)  #: every file that was named, noted as it is looked for
 
 
 def unfit(what: str, remedy: str = "") -> PydanticCustomError:
@@ -282,6 +283,7 @@ class At(_PlacedKind):
             return Path(value)
         path = place.directory / Path(value).expanduser()
         if self.must_be_readable:
+            place.files.add(path)
             if not path.exists():
                 raise unfit(f"there is no file {path}", "Paths are relative to the configuration file's directory.")
             if not path.is_file():

@@ -18,10 +18,11 @@ from gateway.config import Listener as ListenerSettings
 from gateway.proxy.calls import Call
 from gateway.proxy.inbound import Inbound
 from gateway.proxy.turns import SLICE_S, Turns
-from gateway.proxy.wire import RequestFields, path_of
+from gateway.proxy.wire import RequestFields, is_description, path_of
 from gateway.soap import Peek, PrefixCache, digesting
 from policies.classify import CallFacts, ClassDecision, SourceDecision, class_of
-from policies.model import Digest
+from policies.model import Digest, TrafficClass
+from policies.suspicion import Suspicion
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -62,14 +63,42 @@ class Classifier:
         self._reads_basic = any(rule.basic_users for rule in configuration.rules)
 
     def class_of(
-        self, inbound: Inbound, listener: ListenerSettings, target: bytes, fields: RequestFields, *, tagged: bool
+        self,
+        inbound: Inbound,
+        listener: ListenerSettings,
+        target: bytes,
+        fields: RequestFields,
+        *,
+        tagged: bool,
+        suspects: Suspicion | None,
+        now: float,
     ) -> ClassDecision:
-        """Decide the class of a call, without its body."""
+        """Decide the class of a call, without its body. With `suspects`, a client that behaves like a batch is one."""
+        decision = self._class_of(inbound, listener, target, fields, tagged=tagged, suspected=False)
+        if (
+            suspects is not None
+            and decision.traffic is TrafficClass.REALTIME
+            and suspects.is_suspect(decision.flow, now)
+        ):
+            return self._class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
+        return decision
+
+    def _class_of(
+        self,
+        inbound: Inbound,
+        listener: ListenerSettings,
+        target: bytes,
+        fields: RequestFields,
+        *,
+        tagged: bool,
+        suspected: bool,
+    ) -> ClassDecision:
         peer, subject = inbound.connection.peer, inbound.connection.subject
         basic_user = _basic_user(fields.first(b"authorization")) if self._reads_basic else ""
         agent = fields.first(b"user-agent") if self._rules else ""
+        describes = is_description(inbound.method, inbound.target) and not inbound.has_body
         declared, run = fields.every(b"x-traffic-class"), fields.every(b"x-bulk-run")
-        key = (listener.traffic_class, tagged, declared, run, peer, subject, basic_user, agent)
+        key = (listener.traffic_class, tagged, declared, run, peer, subject, basic_user, agent, suspected, describes)
         decision = self._classes.get(key)
         if decision is None:
             facts = CallFacts(
@@ -82,6 +111,8 @@ class Classifier:
                 tls_subject=subject,
                 basic_user=basic_user,
                 user_agent=agent,
+                suspected=suspected,
+                describes=describes,
             )
             decision = class_of(facts, self._rules)
             _remember(self._classes, key, decision)

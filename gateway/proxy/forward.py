@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from time import perf_counter  # uvloop's clock counts milliseconds only; these are durations for people
 
+from structlog.typing import FilteringBoundLogger
+
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
-from gateway.metrics import Metrics
+from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
 from gateway.proxy.classifier import Asked, Classifier
 from gateway.proxy.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
@@ -31,6 +33,7 @@ from gateway.proxy.turns import ARRIVAL_S, Turns
 from gateway.proxy.wire import (
     RequestFields,
     Routes,
+    is_description,
     origin_form,
     outbound_target,
     path_of,
@@ -38,24 +41,49 @@ from gateway.proxy.wire import (
     unsound,
     untag,
 )
+from gateway.proxy.wsdl import can_be_rewritten, relay_description, translator
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, TooLargeError, caller_soap_version
+from gateway.soap.wsdl import Translate
 from gateway.upstream import Answer, GuardClosedError, Outbound, Upstream, UpstreamError
+from policies.classify import SUSPECTED
 from policies.model import UNCLASSIFIED, Clock, Reason, Refusal, Slot, TrafficClass
+from policies.suspicion import Suspicion, Thresholds
 
 _ADMISSIONS = 3
 """How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
 _NOT_FORWARDED = {b"CONNECT", b"TRACE"}
 
 
+class Site:
+    """What one configuration makes of calls. A call keeps to the site that it came to, whatever is reloaded."""
+
+    def __init__(
+        self, configuration: Configuration, upstreams: Mapping[str, Upstream], turns: Turns, refuser: Refuser
+    ) -> None:
+        self.settings = settings = configuration.settings
+        self.catalogue = configuration.catalogue
+        self.upstreams = upstreams
+        self.authorities = {
+            name: None if upstream.preserve_host else upstream.authority.encode("ascii")
+            for name, upstream in settings.upstreams.items()
+        }
+        self.routes = Routes(settings.routes)
+        self.classifier = Classifier(configuration, turns)
+        self.refuser = refuser
+        self.observes_until = _end_of(configuration)
+
+
 @dataclass(slots=True)
 class _Prepared:
     """A request as it will go out, but for its body."""
 
+    site: Site
     route: Route
     upstream: Upstream
     target: bytes
     asked: Asked
+    translate: Translate | None = None  #: exchanges the addresses in a WSDL
 
     @property
     def fields(self) -> RequestFields:
@@ -77,36 +105,31 @@ class _Prepared:
 class Proxy:
     """The inbound handler, one for all listeners."""
 
-    def __init__(
-        self,
-        configuration: Configuration,
-        upstreams: Mapping[str, Upstream],
-        slots: Slots,
-        metrics: Metrics,
-        books: Books,
-        refuser: Refuser,
-        clock: Clock,
-    ) -> None:
-        self._configuration = configuration
-        self._catalogue = configuration.catalogue
-        self._settings = configuration.settings
-        self._upstreams = upstreams
-        self._authorities = {
-            name: None if upstream.preserve_host else upstream.authority.encode("ascii")
-            for name, upstream in self._settings.upstreams.items()
-        }
-        self._routes = Routes(self._settings.routes)
+    def __init__(self, slots: Slots, metrics: Metrics, books: Books, clock: Clock, log: FilteringBoundLogger) -> None:
         self._slots = slots
+        self._log = log
+        self._thresholds = Thresholds()
+        self._suspicion = Suspicion(self._thresholds)
         self._metrics = metrics
         self._books = books
-        self._refuser = refuser
-        self._turns = Turns()
-        self._classifier = Classifier(configuration, self._turns)
         self._clock = clock
-        self._observes_until = _end_of(configuration)
+        self._turns = Turns()
+        self._site: Site
         self.in_flight = 0  #: calls that were taken and are not over
         self.draining = False  #: stopping: answers close their connections
         self._nothing_left: asyncio.Event | None = None
+
+    def adopt(self, configuration: Configuration, upstreams: Mapping[str, Upstream], refuser: Refuser) -> None:
+        """Treat calls from now on as this configuration says."""
+        self._site = Site(configuration, upstreams, self._turns, refuser)
+        given = configuration.settings.suspicion
+        thresholds = Thresholds(minimum_calls=given.minimum_calls, rate_per_s=given.rate, calm_s=given.calm)
+        if thresholds != self._thresholds:
+            self._thresholds, self._suspicion = thresholds, Suspicion(thresholds)
+
+    def suspects(self) -> int:
+        """Return how many clients (for each source) behave like a batch now, and do not say so."""
+        return self._suspicion.suspects(self._clock.boot())
 
     async def idle(self) -> None:
         """Wait until no call is in flight."""
@@ -132,24 +155,34 @@ class Proxy:
             if self._nothing_left is not None and not self.in_flight:
                 self._nothing_left.set()
             call.bytes_out = inbound.sent
+            if call.label != NO_SOURCE and (call.traffic is TrafficClass.REALTIME or call.rule == SUSPECTED):
+                self._suspect(call)
             self._books.settle(call, perf_counter(), client=inbound.connection.peer)
         return keep_alive
 
     async def _take(self, inbound: Inbound, listener: ListenerSettings, call: Call) -> bool:
+        site = self._site
         target, tagged = untag(origin_form(inbound.target))
-        route = self._routes.of(target)
-        fields = request_fields(inbound.headers, self._authorities[route.upstream] if route else None)
+        route = site.routes.of(target)
+        fields = request_fields(inbound.headers, site.authorities[route.upstream] if route else None)
         call.request_id = request_id_of(fields)
         if (status_and_why := _not_forwarded(inbound, fields, route)) is not None or route is None:
             call.status, why = status_and_why or (404, "")
             return plain(inbound, call.status, why, call.request_id)
         call.route = route.prefix
-        decision = self._classifier.class_of(inbound, listener, target, fields, tagged=tagged)
+        suspects = self._suspicion if site.settings.suspicion.action == "bulk" else None
+        decision = site.classifier.class_of(
+            inbound, listener, target, fields, tagged=tagged, suspects=suspects, now=self._clock.boot()
+        )
         call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
         if fields.first(b"expect").lower() == "100-continue":
             inbound.invite_body()
         prepared = _Prepared(
-            route, self._upstreams[route.upstream], outbound_target(target, route), Asked(path_of(target), fields)
+            site,
+            route,
+            site.upstreams[route.upstream],
+            outbound_target(target, route),
+            Asked(path_of(target), fields),
         )
         try:
             if call.traffic is TrafficClass.BULK:
@@ -166,27 +199,42 @@ class Proxy:
             call.status = 408
             return plain(inbound, 408, "The request's body came too slowly.", call.request_id)
 
-    @property
-    def _observing(self) -> bool:
-        return self._observes_until is not None and self._clock.wall() < self._observes_until
+    def _observes(self, site: Site) -> bool:
+        return site.observes_until is not None and self._clock.wall() < site.observes_until
+
+    def _suspect(self, call: Call) -> None:
+        now = self._clock.boot()
+        before = self._suspicion.suspected(call.flow, call.label, now)
+        if self._suspicion.seen(call.flow, call.label, now):
+            self._metrics.suspected[call.label].inc()
+            if not before:
+                self._log.warning(
+                    "suspected bulk",
+                    flow=call.flow,
+                    source=call.label,
+                    remedy="If it is a batch, send it to /bulk/ or make a client rule of it; see the README.",
+                )
 
     # Real-time.
 
     async def _realtime(self, inbound: Inbound, call: Call, prepared: _Prepared) -> bool:
         if not (inbound.has_body or prepared.fields.chunked):
+            if prepared.route.wsdl_address is not None and is_description(inbound.method, inbound.target):
+                prepared.translate = translator(prepared.route, prepared.site.settings.upstreams)
+                prepared.fields.drop(b"accept-encoding")
             return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None), None)
         if inbound.body_is_here or await inbound.gathered():
             pieces = inbound.take_pieces()
             call.bytes_in = sum(map(len, pieces))
             # In the loop's next turn: by then the request is on its way, and the answer is not yet here.
-            asyncio.get_running_loop().call_soon(self._classifier.look, call, prepared.asked, pieces)
+            asyncio.get_running_loop().call_soon(prepared.site.classifier.look, call, prepared.asked, pieces)
             outbound = prepared.outbound(inbound, None)
             if len(pieces) == 1 and call.bytes_in <= SMALL:
                 outbound.body = pieces[0]
             else:
                 outbound.pieces = pieces
             return await self._exchange(inbound, call, prepared, outbound, None)
-        stream = self._classifier.looked_at(inbound, call, prepared.asked)
+        stream = prepared.site.classifier.looked_at(inbound, call, prepared.asked)
         return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None, stream), None)
 
     # Bulk.
@@ -196,7 +244,7 @@ class Proxy:
         refused: RefusedError | None = None
         rest: AsyncIterator[bytes] | None = None
         try:
-            body = await inbound.read(self._settings.bulk.body_limit)
+            body = await inbound.read(prepared.site.settings.bulk.body_limit)
         except BodyTooLargeError as too_large:
             refused, body = RefusedError(Reason.TOO_LARGE), too_large.so_far
             rest = inbound.chunks()
@@ -205,14 +253,14 @@ class Proxy:
         call.label = UNCLASSIFIED
         try:
             if refused is None:
-                sources = await self._classifier.read(call, prepared.asked, body)
+                sources = await prepared.site.classifier.read(call, prepared.asked, body)
         except MalformedBodyError:
             refused = RefusedError(Reason.MALFORMED)
         except TooLargeError:
             refused = RefusedError(Reason.TOO_LARGE)
         if run_id is not None:
             refused = RefusedError(Reason.UNKNOWN_RUN)
-        if refused is not None and not self._observing:
+        if refused is not None and not self._observes(prepared.site):
             return await self._refuse(inbound, call, prepared, refused)
         if refused is not None:
             call.would_refuse = refused.reason
@@ -227,21 +275,18 @@ class Proxy:
     async def _admitted(
         self, inbound: Inbound, call: Call, prepared: _Prepared, outbound: Outbound, sources: frozenset[str]
     ) -> bool:
-        layout = self._configuration.layout
-        if sources:
-            call.pools = layout.needs(sources)
-        else:  # doubt is never faster: a slot wherever this route can lead
-            reachable = prepared.route.sources or tuple(self._catalogue.sources)
-            sources = frozenset({*reachable, UNCLASSIFIED})
-            call.pools = layout.unclassified(reachable)
-        observe = self._observing
+        if not sources:  # doubt is never faster: a slot wherever this route can lead
+            sources = frozenset({*(prepared.route.sources or prepared.site.catalogue.sources), UNCLASSIFIED})
+        observe = self._observes(prepared.site)
+        call.pools = self._slots.pools_of(sources)
         if observe and call.would_refuse is None:
-            call.would_refuse = self._slots.would_refuse(sources, call.pools)
+            call.would_refuse = self._slots.would_refuse(sources)
         for _ in range(_ADMISSIONS):
             asked = perf_counter()
             try:
-                async with self._slots.slot(sources, call.pools, call.flow, observe=observe) as slot:
+                async with self._slots.slot(sources, call.flow, observe=observe) as slot:
                     call.waited += perf_counter() - asked
+                    call.pools = slot.pools  # those of a configuration that came meanwhile
                     return await self._exchange(inbound, call, prepared, outbound, slot)
             except RefusedError:
                 call.waited += perf_counter() - asked
@@ -259,8 +304,14 @@ class Proxy:
         try:
             async with prepared.upstream.send(outbound, slot=slot) as answer:
                 call.status = answer.status
-                extra = (self._decision(call),) if self._settings.answers.decision_header else ()
-                keep_alive = await relay(inbound, answer, extra, keep_alive=self._may_go_on(inbound))
+                extra = (self._decision(call, prepared),) if prepared.site.settings.answers.decision_header else ()
+                goes_on = self._may_go_on(inbound)
+                if prepared.translate is not None and can_be_rewritten(answer):
+                    keep_alive = await relay_description(
+                        inbound, answer, extra, prepared.translate, self._log, keep_alive=goes_on
+                    )
+                else:
+                    keep_alive = await relay(inbound, answer, extra, keep_alive=goes_on)
         finally:
             call.upstream = perf_counter() - call.sent_at
         call.outcome = "forwarded"
@@ -268,14 +319,14 @@ class Proxy:
             self._metrics.upstream_fault(call.label)
         return keep_alive
 
-    def _decision(self, call: Call) -> bytes:
-        return decision_field(call, "observe" if self._observing else "enforce")
+    def _decision(self, call: Call, prepared: _Prepared) -> bytes:
+        return decision_field(call, "observe" if self._observes(prepared.site) else "enforce")
 
     def _may_go_on(self, inbound: Inbound) -> bool:
         return inbound.keeps_alive and not self.draining and inbound.body_is_here and inbound.speaks_11
 
     async def _refuse(self, inbound: Inbound, call: Call, prepared: _Prepared, refused: RefusedError) -> bool:
-        await self._refuser.hold_back(perf_counter() - call.arrived)
+        await prepared.site.refuser.hold_back(perf_counter() - call.arrived)
         call.outcome = "refused"
         return self._answer(inbound, call, prepared, refused)
 
@@ -292,7 +343,8 @@ class Proxy:
         )
         fields = prepared.fields
         soap = caller_soap_version(fields.first(b"content-type"), b"soapaction" in fields.read, prepared.asked.digest)
-        written = self._refuser.written(self._refuser.timed(refusal, retry_in_s=refused.retry_in_s), soap)
+        refuser = prepared.site.refuser
+        written = refuser.written(refuser.timed(refusal, retry_in_s=refused.retry_in_s), soap)
         call.reason, call.status = refused.reason, written.status
         keep_alive = self._may_go_on(inbound)
         send(inbound, written, keep_alive=keep_alive)

@@ -67,6 +67,10 @@ class RequestFields:
         """Whether the body comes chunked."""
         return b"transfer-encoding" in self.read
 
+    def drop(self, name: bytes) -> None:
+        """Do not forward a field, given in lower case."""
+        self.forwarded = [pair for pair in self.forwarded if pair[0].lower() != name]
+
     def first(self, name: bytes) -> str:
         """Return the first value of a field that the gateway reads, or an empty text."""
         values = self.read.get(name)
@@ -176,6 +180,12 @@ def outbound_target(target: bytes, route: Route) -> bytes:
 def path_of(target: bytes) -> str:
     """Return the path without its query, for decisions; what is forwarded is never made from it."""
     return target.partition(b"?")[0].decode("latin-1")
+
+
+def is_description(method: bytes, target: bytes) -> bool:
+    """Say whether a request asks for a WSDL or schema rather than calling a service."""
+    query = target.partition(b"?")[2].lower()
+    return method == b"GET" and query.startswith((b"wsdl", b"singlewsdl", b"xsd"))
 
 
 def untag(target: bytes) -> tuple[bytes, bool]:

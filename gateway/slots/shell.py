@@ -12,12 +12,11 @@ Rules that always hold:
   cancelled in the tick of its grant passes it on.
 - Every waiter gets an answer: granted, refused with a reason, or cancelled because its caller left.
 - The window is asked again by the slot's guard, before every write. While two clocks disagree, both must say open.
-- The count that `cap_violations` watches is kept here, apart from the table's, so that it can catch a defect of the
-  table.
+- The count that `cap_violations` watches is kept apart from the table's (`gateway.slots.count`).
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from itertools import count
 from aiolimiter import AsyncLimiter
 from structlog.typing import FilteringBoundLogger
 
+from gateway.slots.count import InProgress, PoolStatistics, RefusedError, Statistics
 from gateway.slots.window import Terms, Window
 from policies.admission import Answer, SlotTable, predicted_wait
 from policies.model import UNCLASSIFIED, Clock, Reason, Slot, Ticket
@@ -42,47 +42,24 @@ LONGEST_PREDICTION_S = 3600.0
 """A pool without slots would make a caller come back never; an hour later its configuration may have changed."""
 
 
-class RefusedError(Exception):
-    """A bulk call that may not start. Nothing was sent."""
-
-    def __init__(
-        self, reason: Reason, *, pool: str = "", opens_at: datetime | None = None, retry_in_s: float | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.pool = pool  #: the pool that had no room
-        self.opens_at = opens_at
-        self.retry_in_s = retry_in_s
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatistics:
-    """How one pool stands."""
-
-    cap: int
-    in_use: int
-    peak: int
-    waiting: int
-    oldest_s: float  #: how long the oldest waiter has waited
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """How admission stands."""
-
-    pools: Mapping[str, PoolStatistics]
-    window_open: bool
-    next_change: datetime | None
-    cooling_s: float  #: for how long bulk still waits after an unclean stop
-    violations: int  #: times that a pool had more calls in progress than its cap
-    office_hours_starts: int  #: calls whose first byte went out while the window was closed: only in mode observe
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiter:
     turn: "asyncio.Future[None]"
     since: float
-    pools: tuple[str, ...]
+    slot: Slot
+    owner: str
+
+
+def _pacers(layout: Layout) -> dict[str, deque[AsyncLimiter]]:
+    return {
+        name: deque(AsyncLimiter(1, pool.slots / pool.rate_per_s) for _ in range(pool.slots))
+        for name, pool in layout.pools.items()
+        if pool.rate_per_s is not None and pool.slots
+    }
+
+
+def _is_granted(turn: "asyncio.Future[None]") -> bool:
+    return turn.done() and not turn.cancelled() and turn.exception() is None
 
 
 class Slots:
@@ -107,36 +84,22 @@ class Slots:
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self._window = Window(calendar, clock, terms, self._window_changed)
-        self._table = SlotTable(
-            {name: pool.slots for name, pool in layout.pools.items()},
-            queue_length=terms.queue_length,
-            park_length=terms.park_length,
-            total=layout.total,
-            is_open=self._window.is_open,
-        )
+        self._table = self._new_table()
         self._tickets = count(1)
         self._waiters: dict[Ticket, _Waiter] = {}
         self._slots: dict[Ticket, Slot] = {}  # whose place in the table is taken
-        self._busy: Counter[str] = Counter()
-        self._peak: Counter[str] = Counter()
-        self._violations = 0
+        self._count = InProgress()
         self._office_hours_starts = 0
         self._mean_s: dict[str, float] = {}
-        self._pacers = {
-            name: deque(AsyncLimiter(1, pool.slots / pool.rate_per_s) for _ in range(pool.slots))
-            for name, pool in layout.pools.items()
-            if pool.rate_per_s is not None and pool.slots
-        }
+        self._pacers = _pacers(layout)
         for sources, until in occupied:
             self._occupy(sources, until)
 
     # One call.
 
     @asynccontextmanager
-    async def slot(
-        self, sources: frozenset[str], pools: tuple[str, ...], owner: str, *, observe: bool = False
-    ) -> AsyncIterator[Slot]:
-        """Hold a slot in each of `pools` for the duration of the block, and until the sources are done.
+    async def slot(self, sources: frozenset[str], owner: str, *, observe: bool = False) -> AsyncIterator[Slot]:
+        """Hold a slot in each pool of `sources` for the duration of the block, and until the sources are done.
 
         With `observe` nothing is refused and nobody waits: the call is counted, and that is all.
 
@@ -145,38 +108,45 @@ class Slots:
         """
         ticket = Ticket(next(self._tickets))
         guard = self._observing_guard() if observe else partial(self._window.may_start, sources)
-        slot = Slot(ticket, sources, pools, guard, self._terms.hold_s)
-        pacers: list[tuple[str, AsyncLimiter]] = []
+        slot = Slot(ticket, sources, self.pools_of(sources), guard, self._terms.hold_s)
+        pacers: list[tuple[deque[AsyncLimiter], AsyncLimiter]] = []
         try:
             if not observe:
-                await self._admit(ticket, sources, pools, owner)
-            self._enter(slot, watched=not observe)
-            for pool in pools:
-                if self._pacers.get(pool):
-                    pacers.append((pool, self._pacers[pool].popleft()))
+                await self._admit(slot, owner)
+            self._enter(slot)
+            for pool in slot.pools:
+                if paced := self._pacers.get(pool):
+                    pacers.append((paced, paced.popleft()))
                     await pacers[-1][1].acquire()
             yield slot
         finally:
-            for pool, pacer in pacers:
-                self._pacers[pool].append(pacer)
+            for paced, pacer in pacers:
+                paced.append(pacer)
             self._end(ticket, slot)
 
-    def would_refuse(self, sources: frozenset[str], pools: tuple[str, ...]) -> Reason | None:
+    def pools_of(self, sources: frozenset[str]) -> tuple[str, ...]:
+        """Return the pools in each of which a call to `sources` needs a slot."""
+        known = {source for source in sources if source in self._layout}
+        return self._layout.needs(known or {UNCLASSIFIED})
+
+    def would_refuse(self, sources: frozenset[str]) -> Reason | None:
         """Say why a call would be refused, or made to wait, if this were not mode observe."""
         self._window.refresh()
         if not self._window.may_start(sources, self._clock.boot()):
             return Reason.OFFICE_HOURS
         if self._cooling_s() > 0:
             return Reason.COOLING_DOWN
-        full = any(self._busy[pool] >= self._layout.pools[pool].slots for pool in pools)
+        caps = self._caps()
+        full = any(self._count.busy[pool] >= caps[pool] for pool in self.pools_of(sources))
         return Reason.QUEUE_TIMEOUT if full else None
 
-    async def _admit(self, ticket: Ticket, sources: frozenset[str], pools: tuple[str, ...], owner: str) -> None:
+    async def _admit(self, slot: Slot, owner: str) -> None:
         if self._stopping:
             raise RefusedError(Reason.SHUTTING_DOWN)
         self._window.refresh()
+        pools = slot.pools
         deadline = self._loop.time() + self._terms.queue_time
-        if not self._window.may_start(sources, self._clock.boot()):
+        if not self._window.may_start(slot.sources, self._clock.boot()):
             opens_at = self._window.parks_until()
             if opens_at is None:
                 raise RefusedError(Reason.OFFICE_HOURS, opens_at=self._window.opens_at())
@@ -188,36 +158,43 @@ class Slots:
             raise RefusedError(Reason.QUEUE_FULL, pool=none, retry_in_s=LONGEST_PREDICTION_S)
         else:
             self._refuse_if_hopeless(pools, owner)
-        match self._table.arrive(ticket, owner, pools):
+        match self._table.arrive(slot.ticket, owner, pools):
             case Answer.FULL:
                 pool = self._fullest(pools)
                 raise RefusedError(Reason.QUEUE_FULL, pool=pool, retry_in_s=self._predicted(pools, owner))
             case Answer.WAITING:
-                await self._turn(ticket, pools, owner, deadline)
+                await self._turn(slot, owner, deadline)
             case Answer.GRANTED:
                 pass
 
-    async def _turn(self, ticket: Ticket, pools: tuple[str, ...], owner: str, deadline: float) -> None:
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiters[ticket] = _Waiter(turn, self._loop.time(), pools)
+    async def _turn(self, slot: Slot, owner: str, deadline: float) -> None:
+        waiter = _Waiter(self._loop.create_future(), self._loop.time(), slot, owner)
+        self._waiters[slot.ticket] = waiter
+        timer = self._loop.call_at(deadline, self._give_up, waiter)
         try:
-            async with asyncio.timeout_at(deadline):
+            turn = None
+            while turn is not waiter.turn:  # `adopt` may take back what was granted and not yet begun
+                turn = waiter.turn
                 await turn
-        except TimeoutError:
-            pool = self._fullest(pools)
-            wait = self._predicted(pools, owner)
-            raise RefusedError(Reason.QUEUE_TIMEOUT, pool=pool, retry_in_s=wait) from None
         finally:
-            del self._waiters[ticket]
+            timer.cancel()
+            del self._waiters[slot.ticket]
 
-    def _enter(self, slot: Slot, *, watched: bool) -> None:
+    def _give_up(self, waiter: _Waiter) -> None:
+        if not waiter.turn.done():
+            pools = waiter.slot.pools
+            wait = self._predicted(pools, waiter.owner)
+            waiter.turn.set_exception(RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait))
+
+    def _enter(self, slot: Slot) -> None:
         self._slots[slot.ticket] = slot
-        for pool in slot.pools:
-            self._busy[pool] += 1
-            self._peak[pool] = max(self._peak[pool], self._busy[pool])
-            if watched and self._busy[pool] > self._layout.pools[pool].slots:
-                self._violations += 1
-                self._log.error("cap violated", pool=pool, in_use=self._busy[pool], remedy="Report this; stop bulk.")
+        if above := self._count.enter(slot.pools, self._caps()):
+            self._log.error(
+                "cap violated",
+                pool=above,
+                in_use=self._count.busy[above],
+                remedy="In mode observe this is what was declared; else hold bulk, and report this line.",
+            )
 
     def _end(self, ticket: Ticket, slot: Slot) -> None:
         if slot.busy_until is None or ticket not in self._slots:
@@ -242,7 +219,7 @@ class Slots:
     def _leave(self, ticket: Ticket) -> None:
         slot = self._slots.pop(ticket, None)
         if slot is not None:
-            self._busy.subtract(slot.pools)
+            self._count.leave(slot.pools)
             if slot.started_at is not None and slot.busy_until is None:
                 self._learn(slot, self._clock.boot() - slot.started_at)
         self._wake(self._table.leave(ticket))
@@ -315,12 +292,63 @@ class Slots:
 
     def _occupy(self, sources: frozenset[str], until: float) -> None:
         ticket = Ticket(next(self._tickets))
-        known = {source for source in sources if any(source in pool.sources for pool in self._layout.pools.values())}
-        pools = self._layout.needs(known or {UNCLASSIFIED})
-        slot = Slot(ticket, sources, pools, lambda _now: False, self._terms.hold_s, busy_until=until)
-        self._table.occupy(ticket, pools)
-        self._enter(slot, watched=False)
+        slot = Slot(ticket, sources, self.pools_of(sources), lambda _now: False, self._terms.hold_s, busy_until=until)
+        self._table.occupy(ticket, slot.pools)
+        self._slots[ticket] = slot
+        self._count.recount(one.pools for one in self._slots.values())
         self._expire_at(ticket, until)
+
+    def _new_table(self) -> SlotTable:
+        return SlotTable(
+            self._caps(),
+            queue_length=self._terms.queue_length,
+            park_length=self._terms.park_length,
+            total=self._layout.total,
+            is_open=self._window.is_open,
+        )
+
+    def _caps(self) -> dict[str, int]:
+        return {name: pool.slots for name, pool in self._layout.pools.items()}
+
+    def adopt(self, layout: Layout, calendar: Calendar, terms: Terms, *, shared: bool) -> None:
+        """Go on under another configuration: one step, in which nobody is let in who would not have been.
+
+        Calls in progress are counted again into the new pools, by source, and run to their end; who waits keeps its
+        place and its deadline, and is counted into the new queues even where they are full. A lowered cap stops starts
+        at once.
+
+        Args:
+            shared: caps are divided between gateways. What is raised here may still be in use at another one, so it
+                is counted as taken for T.
+        """
+        before, self._layout, self._terms = self._caps(), layout, terms
+        self._window.adopt(calendar, terms)
+        self._pacers = _pacers(layout)
+        self._table = self._new_table()
+        for ticket, slot in self._slots.items():
+            slot.pools = self.pools_of(slot.sources)
+            self._table.occupy(ticket, slot.pools)
+        self._count.recount(slot.pools for slot in self._slots.values())
+        if shared:
+            self._occupy_what_was_raised(before)
+        granted = [waiter for waiter in self._waiters.values() if _is_granted(waiter.turn)]
+        waiting = [waiter for waiter in self._waiters.values() if not waiter.turn.done()]
+        for waiter in (*granted, *waiting):
+            slot = waiter.slot
+            slot.pools = self.pools_of(slot.sources)
+            is_granted = self._table.arrive(slot.ticket, waiter.owner, slot.pools, bounded=False) is Answer.GRANTED
+            if is_granted:
+                self._wake((slot.ticket,))
+            elif waiter.turn.done():
+                waiter.turn = self._loop.create_future()
+        self._window_changed()
+
+    def _occupy_what_was_raised(self, before: Mapping[str, int]) -> None:
+        until = self._clock.boot() + self._terms.hold_s
+        for pool, cap in self._caps().items():
+            sources = frozenset(sorted(self._layout.pools[pool].sources)[:1])
+            for _ in range(cap - before.get(pool, 0)):
+                self._occupy(sources, until)
 
     def stop(self) -> None:
         """Admit no more, and refuse everybody who waits. Calls in progress go on."""
@@ -341,10 +369,12 @@ class Slots:
         now = self._loop.time()
         oldest: dict[str, float] = {}
         for waiter in self._waiters.values():
-            for pool in waiter.pools:
+            for pool in waiter.slot.pools:
                 oldest.setdefault(pool, now - waiter.since)
         pools = {
-            name: PoolStatistics(state.cap, self._busy[name], self._peak[name], state.waiting, oldest.get(name, 0.0))
+            name: PoolStatistics(
+                state.cap, self._count.busy[name], self._count.peak[name], state.waiting, oldest.get(name, 0.0)
+            )
             for name, state in self._table.statistics().items()
         }
         return Statistics(
@@ -352,6 +382,6 @@ class Slots:
             self._window.is_open,
             self._window.next_change,
             self._cooling_s(),
-            self._violations,
+            self._count.violations,
             self._office_hours_starts,
         )

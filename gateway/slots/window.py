@@ -56,6 +56,15 @@ class Window:
         self.is_open = self._look()
         self._timer = self._loop.call_later(self._pause(), self._tick)
 
+    def adopt(self, calendar: Calendar, terms: Terms) -> None:
+        """Follow another calendar from now on. Says nothing of a change: whoever calls looks at `is_open` itself."""
+        self._calendar, self._terms = calendar, terms
+        self._margins.clear()
+        self.next_change = None
+        self.is_open = self._look()
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._pause(), self._tick)
+
     def refresh(self) -> None:
         """Look at the clocks again."""
         was_open, self.is_open = self.is_open, self._look()

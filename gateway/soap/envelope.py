@@ -21,6 +21,8 @@ from xml.parsers import expat
 from policies.model import Digest, Operation, SoapVersion, Style
 
 PIECE = 1024
+PROLOG_PIECE = 64
+"""Octets of a piece before the root element: a document type is noticed before what it declares can be made use of."""
 SLICE = 32_768
 """Octets that are read between two pauses: about half a millisecond."""
 MAX_DEPTH = 200
@@ -62,13 +64,17 @@ class _Reader:
         self.path: list[str] = []
         self.why = ""
         self.done = False  # nothing more is needed
+        self.has_begun = False  # the root element is there: no document type can follow
 
     def feed(self, data: bytes | str, *, last: bool) -> None:
         """Read on, piece by piece, until all is read, known, or found unsound."""
-        for start in range(0, len(data), PIECE):
+        start = 0
+        while start < len(data):
             if self.done or self.why:
                 return
-            self._feed(data[start : start + PIECE], last=False)
+            size = PIECE if self.has_begun else PROLOG_PIECE
+            self._feed(data[start : start + size], last=False)
+            start += size
         if last and not self.done and not self.why:
             self._feed(data[:0], last=True)
 
@@ -93,6 +99,7 @@ class _Reader:
         self.stop("a document type declaration")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self.has_begun = True
         if self.why or self.done:
             return
         if len(self.path) >= MAX_DEPTH:

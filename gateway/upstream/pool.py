@@ -21,7 +21,7 @@ from gateway.config import UpstreamSettings
 from gateway.upstream.connection import Connection
 from gateway.upstream.exchange import Exchange, Outbound
 from gateway.upstream.tls import Tls, client_context
-from gateway.upstream.troubles import UnreachableError
+from gateway.upstream.troubles import TlsError, UnreachableError
 from policies.model import Clock, Slot
 
 READ_SIZE = 256 * 1024
@@ -50,6 +50,7 @@ class ConnectionStatistics:
 
     idle: int
     in_use: int
+    up: bool  #: the last attempt to connect succeeded
 
 
 class Upstream:
@@ -64,6 +65,8 @@ class Upstream:
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._is_up = True
+        self._is_retired = False
 
     def send(self, outbound: Outbound, *, slot: Slot | None) -> "Exchange":
         """Return the exchange of a request, to be entered with `async with`, which yields the answer once its header
@@ -77,7 +80,14 @@ class Upstream:
 
     def statistics(self) -> ConnectionStatistics:
         """Return how many connections there are."""
-        return ConnectionStatistics(len(self._idle), len(self._open) - len(self._idle))
+        return ConnectionStatistics(len(self._idle), len(self._open) - len(self._idle), self._is_up)
+
+    def retire(self) -> None:
+        """Keep no connection any more: those in use run to their end. Another pool has taken over."""
+        self._is_retired = True
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
 
     async def close(self) -> None:
         """Drop every connection, in use or not."""
@@ -105,6 +115,9 @@ class Upstream:
 
     def keep(self, connection: Connection) -> None:
         """Take a connection back after an exchange that ended in order."""
+        if self._is_retired:
+            connection.close()
+            return
         loop = asyncio.get_running_loop()
         connection.idle_since = loop.time()
         self._idle.append(connection)
@@ -144,10 +157,16 @@ class Upstream:
             async with asyncio.timeout(target.connect_timeout):
                 connection = await self._connected()
                 await connection.secured
+            self._is_up = True
+        except TlsError:
+            self._is_up = False
+            raise
         except TimeoutError:
+            self._is_up = False
             what = f"no connection to {target.host}:{target.port} within {target.connect_timeout:g} s"
             raise UnreachableError(f"{what}; is this host's address registered there, and the port open?") from None
         except OSError as error:
+            self._is_up = False
             what = error.strerror or type(error).__name__
             raise UnreachableError(f"no connection to {target.host}:{target.port}: {what}") from error
         finally:

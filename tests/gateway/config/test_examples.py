@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[3]
 PEM = re.compile(r"tls/[a-z-]+\.[a-z]+|secrets/[a-z.]+")
 # What the comments call "Example": another value than the default.
 EXAMPLES = {
+    "wsdl_address",
     "environment", "certificate", "key", "key_password", "ca", "server_name", "credentials", "tls", "client_ca",
     "client_certificate", "observe", "replace", "sources", "clients", "networks", "tls_subjects", "basic_users",
     "user_agents", "class", "total_bulk", "pools", "share", "slots", "rate", "exceeds_recommendation", "exceptions",

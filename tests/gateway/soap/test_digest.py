@@ -168,7 +168,7 @@ BODY = '<s:Body><q:ask xmlns:q="urn:x"/></s:Body>'
 @pytest.mark.parametrize(
     ("message", "why"),
     [
-        ("", "not well-formed"),
+        ("", "it is empty"),
         ("not xml", "not well-formed"),
         (soa() + "<more/>", "not well-formed"),
         (soa()[:-3], "not well-formed"),
