@@ -106,7 +106,9 @@ RawAnswer = Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 
 
 @asynccontextmanager
-async def raw_server(answer: RawAnswer | bytes, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
+async def raw_server(
+    answer: RawAnswer | bytes, *, tls: ssl.SSLContext | None = None, port: int = 0
+) -> AsyncIterator[RawServer]:
     """Run a raw server; it reads requests with Content-Length, chunked, or without body."""
     seen = RawServer()
     writers: list[asyncio.StreamWriter] = []
@@ -127,7 +129,7 @@ async def raw_server(answer: RawAnswer | bytes, *, tls: ssl.SSLContext | None = 
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=tls)
     seen.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield seen

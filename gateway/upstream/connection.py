@@ -34,6 +34,7 @@ from gateway.upstream.troubles import (
 
 MAX_HEAD = 65_536
 """Bytes of an answer's header: as Envoy and nginx bound it, an order above what any SOAP stack sends."""
+_OVERSIZE = "its header is larger than 64 KiB"
 PIECE = 65_536
 """Bytes of a bulk request that are encrypted between two questions to the guard."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -211,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._fault:
             self._broken(self._fault)
         elif not answer.status and self._head_size > MAX_HEAD:
-            self._broken("its header is larger than 64 KiB")
+            self._broken(_OVERSIZE)
 
     def _broken(self, what: str) -> None:
         self.fail(BrokenAnswerError(f"the upstream's answer cannot be used: {what}", bytes_written=True))
@@ -270,6 +271,9 @@ class Connection(asyncio.BufferedProtocol):
         answer = self.answer
         status = self._parser.get_status_code()
         if answer is None or answer.complete or status < 200:
+            return
+        if self._head_size > MAX_HEAD and sum(len(name) + len(value) + 4 for name, value in self._fields) > MAX_HEAD:
+            self._fault = _OVERSIZE
             return
         lengths = [value for name, value in self._fields if name.lower() == b"content-length"]
         codings = [value for name, value in self._fields if name.lower() == b"transfer-encoding"]
