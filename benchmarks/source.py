@@ -40,13 +40,14 @@ class Source(asyncio.Protocol):
         if at >= 0 and len(body) < int(head[at + 15 :].split(b"\r\n", 1)[0]):
             return
         self.buffer = b""
+        self.closes = b"\r\nconnection: close" in head.lower()
         path = head.split(b" ", 2)[1]
         if path == b"/peak":
             self.say_peak()
             return
         size, delay = (int(part) for part in path.rsplit(b"/", 2)[1:])
         if not delay:
-            self.transport.write(answer_of(size))
+            self.answer(size)
             return
         global now, peak
         now += 1
@@ -57,7 +58,13 @@ class Source(asyncio.Protocol):
         """Finish a call that took its time."""
         global now
         now -= 1
+        self.answer(size)
+
+    def answer(self, size: int) -> None:
+        """Answer, and close where that was asked."""
         self.transport.write(answer_of(size))
+        if self.closes:
+            self.transport.close()
 
     def say_peak(self) -> None:
         """Answer the question for the peak."""

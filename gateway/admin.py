@@ -9,12 +9,13 @@ Rules that always hold: nothing here changes anything, asks an upstream, or show
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
-from aiohttp import web
-
+from gateway.inbound import Inbound
 from gateway.metrics import CONTENT_TYPE, Metrics
 
 _PATHS = "/metrics, /healthz, /readyz"
+_TEXT = "text/plain; charset=utf-8"
 
 
 class Telemetry:
@@ -24,28 +25,32 @@ class Telemetry:
         self._metrics = metrics
         self._state = state
 
-    def server(self) -> web.Server:
-        """Make the protocol factory to listen with."""
-        return web.Server(self._answer, access_log=None, keepalive_timeout=75.0)
-
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.method not in ("GET", "HEAD"):
-            return _text(405, f"Only GET is answered here: {_PATHS}\n")
-        match request.path:
-            case "/metrics":
+    async def handle(self, inbound: Inbound) -> bool:
+        """Answer one request; return whether the connection may go on."""
+        if inbound.method not in (b"GET", b"HEAD"):
+            return _said(inbound, 405, f"Only GET is answered here: {_PATHS}\n")
+        match inbound.target.partition(b"?")[0]:
+            case b"/metrics":
                 self._metrics.take()
                 # In a thread: a few thousand series take milliseconds, which calls in progress would feel.
-                text = await asyncio.to_thread(self._metrics.exposition)
-                return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
-            case "/healthz":
-                return _text(200, "alive\n")
-            case "/readyz":
+                return _said(inbound, 200, await asyncio.to_thread(self._metrics.exposition), CONTENT_TYPE)
+            case b"/healthz":
+                return _said(inbound, 200, "alive\n")
+            case b"/readyz":
                 ready, shown = self._state()
                 body = json.dumps({"ready": ready, **shown}, default=str) + "\n"
-                return web.Response(status=200 if ready else 503, text=body, content_type="application/json")
+                return _said(inbound, 200 if ready else 503, body, "application/json")
             case _:
-                return _text(404, f"Nothing is here. Answered: {_PATHS}\n")
+                return _said(inbound, 404, f"Nothing is here. Answered: {_PATHS}\n")
 
 
-def _text(status: int, text: str) -> web.Response:
-    return web.Response(status=status, text=text)
+def _said(inbound: Inbound, status: int, body: str | bytes, content_type: str = _TEXT) -> bool:
+    goes_on = inbound.keeps_alive and inbound.body_is_here
+    content = body.encode() if isinstance(body, str) else body
+    close = "" if goes_on else "Connection: close\r\n"
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(content)}\r\n{close}\r\n"
+    )
+    inbound.write(head.encode("ascii") + (b"" if inbound.method == b"HEAD" else content))
+    return goes_on

@@ -22,17 +22,17 @@ from datetime import UTC, datetime
 from functools import partial
 from random import Random
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from gateway import __version__
 from gateway.admin import Telemetry
 from gateway.certificates import ListenerContext, expiries, server_context
 from gateway.config import ConfigError, Configuration, Settings, load
+from gateway.inbound import Bounds, Handler, Inbound, Listener
 from gateway.log import LineWriter, event_log
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
-from gateway.proxy import Books, Bounds, Inbound, Listener, Proxy, Refuser, malformed_answer
+from gateway.proxy import Books, Proxy, Refuser, malformed_answer
 from gateway.readings import Facts, readings
 from gateway.reloading import marks_of, needs_restart, upstream_identities
 from gateway.slots import Slots, Terms
@@ -84,7 +84,7 @@ class Gateway:
         self._log = event_log(clock, lines)
         self._dice = dice
         self._tasks = tasks
-        self._servers: list[tuple[asyncio.Server, web.Server | Listener]] = []
+        self._servers: list[tuple[asyncio.Server, Listener]] = []
         self._listeners: list[Listener] = []
         self._ready = False
         self._lag = 0.0
@@ -220,24 +220,28 @@ class Gateway:
     async def listen(self) -> None:
         """Open the listeners: traffic first, then telemetry, which says that it is there."""
         traffic = [await self._open(number) for number in range(len(self._settings.listeners))]
-        telemetry = Telemetry(self.metrics, self._state).server()
+        telemetry = self._listener(Telemetry(self.metrics, self._state).handle)
         endpoint = self._settings.telemetry
         self.addresses = Addresses(tuple(traffic), await self._serve(telemetry, endpoint.address, endpoint.port, None))
         self._ready = True
 
     async def _open(self, number: int) -> str:
         settings = self._settings.listeners[number]
-        server = Listener(
-            partial(self._handle, number=number),
+        server = self._listener(partial(self._handle, number=number))
+        tls = self._contexts[number]
+        return await self._serve(server, settings.address, settings.port, tls.context if tls else None)
+
+    def _listener(self, handler: Handler) -> Listener:
+        listener = Listener(
+            handler,
             _bounds(self._settings),
             self._tasks,
             on_malformed=self._malformed,
             on_defect=self._defect,
             on_refused_connection=self.metrics.connections_refused.inc,
         )
-        self._listeners.append(server)
-        tls = self._contexts[number]
-        return await self._serve(server, settings.address, settings.port, tls.context if tls else None)
+        self._listeners.append(listener)
+        return listener
 
     async def _handle(self, inbound: Inbound, *, number: int) -> bool:
         return await self.proxy.handle(inbound, self._settings.listeners[number])
@@ -246,7 +250,7 @@ class Gateway:
         self.metrics.malformed.inc()
         return malformed_answer(status, what)
 
-    async def _serve(self, server: web.Server | Listener, address: str, port: int, tls: ssl.SSLContext | None) -> str:
+    async def _serve(self, server: Listener, address: str, port: int, tls: ssl.SSLContext | None) -> str:
         listening = await asyncio.get_running_loop().create_server(
             server, address, port, backlog=BACKLOG, ssl=tls, reuse_address=True
         )
@@ -292,7 +296,7 @@ class Gateway:
         for listening, _ in self._servers:
             listening.close()
         for _, server in self._servers:
-            await (server.shutdown() if isinstance(server, Listener) else server.shutdown(0.1))  # 0: wait for ever
+            await server.shutdown()
         for upstream in self.upstreams.values():
             await upstream.close()
 

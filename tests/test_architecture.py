@@ -29,12 +29,12 @@ PURE = {
 }
 # Each third-party library has its homes; elsewhere it would be a second way to do one thing.
 HOMES = {
-    "aiohttp": {"gateway/admin.py", "gateway/app.py", "gateway/simulator", "gateway/cli/demo.py"},
+    "aiohttp": {"gateway/simulator", "gateway/cli/demo.py"},
     "aiohappyeyeballs": {"gateway/upstream"},
     "aiolimiter": {"gateway/slots"},
     "cryptography": {"gateway/certificates.py"},
     "holidays": {"gateway/config"},
-    "httptools": {"gateway/upstream", "gateway/proxy"},
+    "httptools": {"gateway/upstream", "gateway/inbound"},
     "lxml": {"gateway/simulator", "gateway/cli/demo.py"},
     "prometheus_client": {"gateway/metrics.py", "gateway/app.py"},
     "pydantic": {"gateway/config"},

@@ -23,10 +23,10 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
+from gateway.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
 from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
 from gateway.proxy.classifier import Asked, Classifier
-from gateway.proxy.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
 from gateway.proxy.refusing import Refuser, plain, send
 from gateway.proxy.relay import SMALL, CutError, relay
 from gateway.proxy.turns import ARRIVAL_S, Turns
@@ -84,6 +84,7 @@ class _Prepared:
     target: bytes
     asked: Asked
     translate: Translate | None = None  #: exchanges the addresses in a WSDL
+    unseen: list[bytes] | None = None  #: a real-time body that was not looked at yet
 
     @property
     def fields(self) -> RequestFields:
@@ -226,8 +227,8 @@ class Proxy:
         if inbound.body_is_here or await inbound.gathered():
             pieces = inbound.take_pieces()
             call.bytes_in = sum(map(len, pieces))
-            # In the loop's next turn: by then the request is on its way, and the answer is not yet here.
-            asyncio.get_running_loop().call_soon(prepared.site.classifier.look, call, prepared.asked, pieces)
+            # Looked at once the answer has passed, or one of ours has to know what was asked: not in anybody's way.
+            prepared.unseen = pieces
             outbound = prepared.outbound(inbound, None)
             if len(pieces) == 1 and call.bytes_in <= SMALL:
                 outbound.body = pieces[0]
@@ -314,6 +315,8 @@ class Proxy:
                     keep_alive = await relay(inbound, answer, extra, keep_alive=goes_on)
         finally:
             call.upstream = perf_counter() - call.sent_at
+            if prepared.unseen is not None:
+                prepared.site.classifier.look(call, prepared.asked, prepared.unseen)
         call.outcome = "forwarded"
         if _is_fault(answer):
             self._metrics.upstream_fault(call.label)

@@ -16,7 +16,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from random import Random
 
-from gateway.proxy.inbound import ClientGoneError, Inbound
+from gateway.inbound import ClientGoneError, Inbound
 from gateway.proxy.wire import answer_head
 from gateway.soap import FaultAnswer, FaultForm, answer
 from policies.model import Clock, Reason, Refusal, SoapVersion

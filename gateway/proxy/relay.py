@@ -10,7 +10,7 @@ Rules that always hold:
 Never looks into a body, never retries.
 """
 
-from gateway.proxy.inbound import ClientGoneError, Inbound
+from gateway.inbound import ClientGoneError, Inbound
 from gateway.proxy.wire import answer_fields, answer_head
 from gateway.upstream import Answer, UpstreamError
 

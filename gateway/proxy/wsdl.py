@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from structlog.typing import FilteringBoundLogger
 
 from gateway.config import Route, UpstreamSettings
-from gateway.proxy.inbound import Inbound
+from gateway.inbound import Inbound
 from gateway.proxy.wire import Fields, answer_fields, answer_head
 from gateway.soap.wsdl import MAX_SIZE, Translate, UnreadableWsdlError, rewritten
 from gateway.upstream import Answer, BrokenAnswerError

@@ -1,6 +1,6 @@
 """One request as it came: octets of target and header, a body that is read with bounds, and the way back.
 
-The handler's side of `gateway.proxy.connection`. Bodies stay as they are: compressed stays compressed; chunk boundaries
+The handler's side of `gateway.inbound.connection`. Bodies stay as they are: compressed stays compressed; chunk boundaries
 and trailers are dropped with the chunking.
 
 Rules that always hold:
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.proxy.connection import Connection
+    from gateway.inbound.connection import Connection
 
 HIGH_WATER = 256 * 1024
 """Bytes of a body that may wait to be taken, besides what the kernel holds."""

@@ -7,7 +7,7 @@ place cost a third of a call's CPU and three times the memory of a parked one (m
 Rules that always hold:
 - llhttp reads strictly: Content-Length twice, or beside Transfer-Encoding, signs, lists and overflow, bare CR or LF,
   folded lines, NUL, white space before a colon, odd chunk sizes are answered with 400, and the connection closes.
-- A request's header has its time and its size, an idle connection its time; so has a body (`gateway.proxy.inbound`).
+- A request's header has its time and its size, an idle connection its time; so has a body (`gateway.inbound.request`).
 - A client that closes, or half-closes, its side counts as gone: the handler is cancelled, wherever it is.
 - Pipelined requests are answered in their order, one at a time; of those not begun a bounded number is read.
 - An offer to upgrade is ignored, and nothing behind it is lost.
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
-from gateway.proxy.inbound import BrokenBodyError, Inbound, reset_on_close
+from gateway.inbound.request import BrokenBodyError, Inbound, reset_on_close
 
 if TYPE_CHECKING:
-    from gateway.proxy.listener import Listener
+    from gateway.inbound.listener import Listener
 
 MAX_PIPELINED = 16
 """Requests behind the one in progress that are read before reading pauses."""

@@ -8,8 +8,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
-from gateway.proxy.connection import Connection
-from gateway.proxy.inbound import Bounds, Inbound
+from gateway.inbound.connection import Connection
+from gateway.inbound.request import Bounds, Inbound
 
 READ_SIZE = 256 * 1024
 """Octets that are read at once at the most."""

@@ -1,0 +1,22 @@
+"""HTTP/1.1 towards clients: what they send, octet for octet, and the way back. `listener` is the door."""
+
+from gateway.inbound.listener import Handler, Listener
+from gateway.inbound.request import (
+    BodyTooLargeError,
+    Bounds,
+    BrokenBodyError,
+    ClientGoneError,
+    Inbound,
+    SlowBodyError,
+)
+
+__all__ = [
+    "BodyTooLargeError",
+    "Bounds",
+    "BrokenBodyError",
+    "ClientGoneError",
+    "Handler",
+    "Inbound",
+    "Listener",
+    "SlowBodyError",
+]

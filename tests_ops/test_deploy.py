@@ -1,0 +1,212 @@
+"""What deploy/ promises: one gateway, an orderly stop, state that outlives it, no rights that it does not need."""
+# ruff: noqa: S603, S607
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests_ops.world import BIN, GATEWAY, ROOT, RULES
+
+DEPLOY = ROOT / "deploy"
+UNIT = DEPLOY / "systemd/bcss-gateway.service"
+STATE = "/var/lib/bcss-gateway"
+ALERTS = [rule for g in yaml.safe_load(RULES.read_text())["groups"] for rule in g["rules"] if "alert" in rule]
+
+
+def check(config: Path) -> str:
+    """Run `bcss-gateway check` and return what it says."""
+    done = subprocess.run([*GATEWAY, "check", "--config", str(config)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def objects() -> dict[str, Any]:
+    """Return the Kubernetes objects by kind."""
+    found = list(yaml.safe_load_all((DEPLOY / "kubernetes/gateway.yaml").read_text()))
+    assert len({item["kind"] for item in found}) == len(found)
+    return {item["kind"]: item for item in found}
+
+
+def keys(unit: str) -> dict[str, list[str]]:
+    """Return the keys of a systemd unit, each with all its values."""
+    read: dict[str, list[str]] = {}
+    for key, value in re.findall(r"^(\w+)=(.*)$", unit, re.MULTILINE):
+        read.setdefault(key, []).append(value)
+    return read
+
+
+# Compose.
+
+
+def test_compose_runs_one_hardened_gateway_whose_state_outlives_it() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert set(compose["services"]) == {"gateway", "stand-in", "prometheus", "grafana"}
+    gateway = compose["services"]["gateway"]
+    assert "deploy" not in gateway
+    assert f"gateway-state:{STATE}" in gateway["volumes"]
+    assert gateway["stop_grace_period"] == "30s"
+    for service in compose["services"].values():
+        assert service["read_only"] is True
+        assert service["ulimits"]["nofile"] == {"soft": 65536, "hard": 65536}
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        named = [volume.split(":")[0] for volume in service.get("volumes", ())]
+        assert all((DEPLOY / name).exists() if name.startswith(".") else name in compose["volumes"] for name in named)
+
+
+def test_compose_configuration_is_sound_and_fits_what_is_mounted() -> None:
+    assert "mode enforce" in check(DEPLOY / "compose.config.yaml")
+    config = yaml.safe_load((DEPLOY / "compose.config.yaml").read_text())
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    assert config["data_dir"] == STATE
+    published = {int(port.rpartition(":")[2]) for port in compose["gateway"]["ports"]}
+    assert {listener["port"] for listener in config["listeners"]} | {9464} == published
+    assert all(listener["address"] == "0.0.0.0" for listener in config["listeners"])  # noqa: S104  # in a container
+    command = compose["stand-in"]["command"]
+    port = command[command.index("--port") + 1]
+    assert config["upstreams"]["b2b"]["url"] == f"http://stand-in:{port}"
+
+
+def test_stand_in_takes_the_options_that_compose_gives_it() -> None:
+    command = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["stand-in"]["command"]
+    said = subprocess.run([*GATEWAY, "simulate", "--help"], capture_output=True, text=True, timeout=60).stdout
+    assert command[:2] == ["bcss-gateway", "simulate"]
+    assert all(option in said for option in command if option.startswith("--"))
+
+
+# Kubernetes.
+
+
+def test_kubernetes_runs_one_gateway_and_never_two() -> None:
+    deployment = objects()["Deployment"]["spec"]
+    assert deployment["replicas"] == 1
+    assert deployment["strategy"] == {"type": "Recreate"}
+    assert objects()["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    text = (DEPLOY / "kubernetes/gateway.yaml").read_text()
+    assert "HorizontalPodAutoscaler" not in objects()
+    for warning in (
+        "never one per application pod",
+        "ONE gateway for one institution and one BCSS environment",
+        "PostgreSQL",
+    ):
+        assert warning in text
+
+
+def test_kubernetes_pod_stops_in_order_and_is_asked_the_right_questions() -> None:
+    pod = objects()["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["terminationGracePeriodSeconds"] == 30
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": 9464}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 9464}
+
+
+def test_kubernetes_pod_has_no_rights_it_does_not_need() -> None:
+    pod = objects()["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 10001)
+    assert "--uid 10001" in (ROOT / "Dockerfile").read_text()
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_kubernetes_configuration_is_a_directory_and_sound(tmp_path: Path) -> None:
+    found = objects()
+    pod = found["Deployment"]["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert mounts["state"]["mountPath"] == STATE
+    claim = found["PersistentVolumeClaim"]["metadata"]["name"]
+    assert volumes["state"]["persistentVolumeClaim"]["claimName"] == claim
+    assert mounts["config"] == {"name": "config", "mountPath": "/etc/bcss-gateway", "readOnly": True}
+    assert volumes["config"] == {"name": "config", "configMap": {"name": found["ConfigMap"]["metadata"]["name"]}}
+    config = tmp_path / "config.yaml"
+    config.write_text(found["ConfigMap"]["data"]["config.yaml"])
+    assert yaml.safe_load(config.read_text())["data_dir"] == STATE
+    check(config)
+
+
+def test_kubernetes_service_leads_to_the_ports_of_the_configuration() -> None:
+    found = objects()
+    (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    listeners = yaml.safe_load(found["ConfigMap"]["data"]["config.yaml"])["listeners"]
+    assert {listener["port"] for listener in listeners} | {9464} == set(ports.values())
+    assert {port["targetPort"]: port["port"] for port in found["Service"]["spec"]["ports"]} == ports
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert found["Service"]["spec"]["selector"].items() <= labels.items()
+
+
+# systemd.
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/bcss-gateway/bin", str(BIN)))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+    about_it = [line for line in done.stderr.splitlines() if "bcss-gateway" in line]
+    assert (done.returncode, about_it) == (0, []), done.stderr
+
+
+def test_systemd_unit_keeps_its_promises() -> None:
+    unit = keys(UNIT.read_text())
+    expected = {
+        "ProtectSystem": "strict",
+        "NoNewPrivileges": "yes",
+        "StateDirectory": "bcss-gateway",
+        "LimitNOFILE": "65536",
+        "ExecReload": "/bin/kill -HUP $MAINPID",
+        "KillSignal": "SIGTERM",
+        "KillMode": "mixed",
+        "TimeoutStopSec": "30",
+        "DynamicUser": "yes",
+        "CapabilityBoundingSet": "",
+    }
+    assert {key: unit.get(key) for key in expected} == {key: [value] for key, value in expected.items()}
+
+
+# Alerts and dashboard.
+
+
+@pytest.mark.parametrize("alert", sorted({rule["alert"] for rule in ALERTS}))
+def test_alert_has_a_page_that_says_what_to_do(alert: str) -> None:
+    for rule in (rule for rule in ALERTS if rule["alert"] == alert):
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert rule["annotations"]["runbook"] == f"docs/runbook/{alert}.md"
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["description"]
+    page = (ROOT / "docs/runbook" / f"{alert}.md").read_text()
+    assert page.startswith(f"# {alert}\n")
+    for title in ("What it means", "What to look at", "What to do", "When it is over"):
+        assert f"\n## {title}\n" in page
+
+
+def test_no_page_is_left_over_from_an_alert_that_is_gone() -> None:
+    pages = {path.stem for path in (ROOT / "docs/runbook").glob("*.md")}
+    assert pages - {"README"} == {rule["alert"] for rule in ALERTS}
+
+
+def test_dashboard_is_whole() -> None:
+    dashboard = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
+    rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    assert rows == ["Are we legal?", "Queues", "Real-time", "Refusals", "Health"]
+    assert dashboard["templating"]["list"][0]["type"] == "datasource"
+    numbers = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(numbers)) == len(numbers)
+    for panel in dashboard["panels"]:
+        if panel["type"] != "row":
+            assert panel["datasource"]["uid"] == "${datasource}"
+            assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+
+
+def test_grafana_finds_its_dashboard_and_prometheus_where_compose_puts_them() -> None:
+    provisioning = DEPLOY / "grafana/provisioning"
+    (provider,) = yaml.safe_load((provisioning / "dashboards/bcss-gateway.yaml").read_text())["providers"]
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
+    mounted = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["grafana"]["volumes"]
+    assert f"./grafana/dashboard.json:{provider['options']['path']}/dashboard.json:ro" in mounted
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")

@@ -1,0 +1,189 @@
+"""Each alert is provoked in running gateways and seen to fire in a real Prometheus; each panel has data.
+
+The rules are those of deploy/, with their thresholds; only their patience (`for`, intervals) is shortened.
+"""
+# ruff: noqa: TID251
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import yaml
+
+from tests_ops.world import DEFECTIVE, NOW, OBSERVE, OPEN, PATH, ROOT, RULES, World, certificate, eventually, free_port
+
+DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
+QUESTIONS = {
+    f"{panel['title']} {target['refId']}": target["expr"]
+    for panel in DASHBOARD["panels"]
+    for target in panel.get("targets", ())
+}
+ALERTS = sorted(
+    {rule["alert"] for g in yaml.safe_load(RULES.read_text())["groups"] for rule in g["rules"] if "alert" in rule}
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The stand-in, four gateways, a page with a window that stands still, one target that is gone, and Prometheus."""
+    with ExitStack() as stack:
+        world = World(tmp_path_factory.mktemp("world"), stack)
+        world.start_stand_in()
+        closed_today = {"closed_dates": [NOW.date()]}
+        soon = [
+            {"address": "127.0.0.1", "port": free_port(), "tls": certificate(world.folder, days)}
+            for days in (3, 20, 60)
+        ]
+        world.gateway("observing", mode="observe", observe=OBSERVE, windows=closed_today, listeners=soon)
+        world.gateway(
+            "enforcing",
+            windows=OPEN,
+            bulk={"queue_length": 0, "refusal_delay": "0s"},
+            upstreams={"gone": {"url": f"http://127.0.0.1:{free_port()}", "call_timeout": "2s", "hold": "1s"}},
+            routes=[{"prefix": "/gone", "upstream": "gone"}],
+        )
+        world.gateway("defective", DEFECTIVE, windows=OPEN)
+        world.gateway("reloading")
+        world.gone = f"127.0.0.1:{free_port()}"
+        world.targets.append(world.gone)
+        world.stuck = world.page(f"bcss_gateway_window_next_change_timestamp_seconds {time.time() - 3600}\n")
+        world.watch()
+        yield world
+
+
+# How to provoke each alert: what is done, and the labels of the alert that must follow.
+
+
+def cap_violated(world: World) -> None:
+    gateway = world.gateways["defective"]
+    assert gateway.post_together(6, bulk=True) == [200] * 6
+    world.fires("BcssGatewayCapViolated", instance=gateway.instance, severity="critical")
+
+
+def bulk_in_office_hours(world: World) -> None:
+    gateway = world.gateways["observing"]
+    assert gateway.post_together(6, bulk=True) == [200] * 6
+    world.fires("BcssGatewayBulkInOfficeHours", instance=gateway.instance, severity="critical")
+
+
+def window_state(world: World) -> None:
+    world.fires("BcssGatewayWindowState", instance=world.stuck, severity="critical")
+
+
+def queue_refused(world: World) -> None:
+    gateway = world.gateways["enforcing"]
+    asked = f'bcss_gateway_cooling_down_seconds{{instance="{gateway.instance}"}} == 0'
+    eventually("the gateway has cooled down", lambda: world.query(asked))
+    statuses = gateway.post_together(8, bulk=True)
+    assert (statuses.count(200), statuses.count(500)) == (4, 4)
+    world.fires("BcssGatewayQueueRefused", instance=gateway.instance, source="bcss")
+
+
+def unclassified(world: World) -> None:
+    gateway = world.gateways["observing"]
+    gateway.post(b"<x/>", bulk=True)
+    world.fires("BcssGatewayUnclassified", instance=gateway.instance)
+
+
+def suspected_bulk(world: World) -> None:
+    gateway = world.gateway("suspicious", suspicion={"minimum_calls": 20})
+    world.follow()
+    end = time.monotonic() + 75
+    while time.monotonic() < end and not world.firing(alertname="BcssGatewaySuspectedBulk"):
+        assert gateway.post() == 200
+        time.sleep(0.2)  # with the stand-in's 0.3 s: two a second
+    world.fires("BcssGatewaySuspectedBulk", instance=gateway.instance, source="bcss")
+
+
+def down(world: World) -> None:
+    world.fires("BcssGatewayDown", instance=world.gone, severity="critical")
+
+
+def upstream_down(world: World) -> None:
+    gateway = world.gateways["enforcing"]
+    for _ in range(3):
+        assert gateway.post(path="/gone" + PATH) == 500
+    world.fires("BcssGatewayUpstreamDown", instance=gateway.instance, upstream="gone")
+    assert not world.firing(alertname="BcssGatewayUpstreamDown", upstream="b2b")
+
+
+def reload_failed(world: World) -> None:
+    gateway = world.gateways["reloading"]
+    sound = gateway.config.read_text()
+    gateway.config.write_text("mode: [")
+    gateway.process.send_signal(signal.SIGHUP)
+    world.fires("BcssGatewayReloadFailed", instance=gateway.instance)
+    gateway.config.write_text(sound)
+    gateway.process.send_signal(signal.SIGHUP)
+    eventually("it is over", lambda: not world.firing(alertname="BcssGatewayReloadFailed"))
+    assert gateway.process.poll() is None
+
+
+def certificate_expires(world: World) -> None:
+    world.fires("BcssGatewayCertificateExpires", certificate="listeners.1", severity="critical")
+    world.fires("BcssGatewayCertificateExpires", certificate="listeners.2", severity="warning")
+    assert not world.firing(alertname="BcssGatewayCertificateExpires", certificate="listeners.3")
+
+
+def event_loop_lag(world: World) -> None:
+    gateway = world.gateways["observing"]
+    gateway.process.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    gateway.process.send_signal(signal.SIGCONT)
+    world.fires("BcssGatewayEventLoopLag", instance=gateway.instance)
+
+
+PROVOKED: dict[str, Callable[[World], None]] = {
+    "BcssGatewayCapViolated": cap_violated,
+    "BcssGatewayBulkInOfficeHours": bulk_in_office_hours,
+    "BcssGatewayWindowState": window_state,
+    "BcssGatewayQueueRefused": queue_refused,
+    "BcssGatewayUnclassified": unclassified,
+    "BcssGatewaySuspectedBulk": suspected_bulk,
+    "BcssGatewayDown": down,
+    "BcssGatewayUpstreamDown": upstream_down,
+    "BcssGatewayReloadFailed": reload_failed,
+    "BcssGatewayCertificateExpires": certificate_expires,
+    "BcssGatewayEventLoopLag": event_loop_lag,
+}
+
+
+def test_nothing_fires_before_it_is_provoked(world: World) -> None:
+    time.sleep(3)  # some evaluations
+    fired = {(found["labels"]["alertname"], found["labels"]["instance"]) for found in world.firing()}
+    assert fired == {
+        ("BcssGatewayDown", world.gone),
+        ("BcssGatewayWindowState", world.stuck),
+        ("BcssGatewayCertificateExpires", world.gateways["observing"].instance),
+    }
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_alert_fires_when_it_is_provoked(world: World, alert: str) -> None:
+    PROVOKED[alert](world)
+
+
+@pytest.fixture(scope="module")
+def traffic(world: World) -> World:
+    """Calls of both classes, so that every panel has something to show."""
+    for gateway in (world.gateways["observing"], world.gateways["enforcing"]):
+        for _ in range(3):
+            gateway.post()
+            gateway.post(bulk=True)
+    return world
+
+
+@pytest.mark.parametrize("panel", sorted(QUESTIONS))
+def test_panel_has_data(traffic: World, panel: str) -> None:
+    expression = QUESTIONS[panel].replace("$__rate_interval", "1m").replace("$instance", ".*")
+    assert "$" not in expression
+
+    def numbers() -> list[float]:
+        values = [float(sample["value"][1]) for sample in traffic.query(expression)]
+        return [value for value in values if math.isfinite(value)]
+
+    eventually(f"numbers for {expression}", numbers, 10)
