@@ -159,8 +159,10 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
         data: memoryview | bytes = self._listener.buffer[:nbytes]
-        if self._closing or self._fault is not None or self._parser is None:
+        if self._closing or self._fault is not None:
             return
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
         if self._current is None:
             self._listener.idle.pop(self, None)
         self._unread += len(data)
@@ -234,6 +236,11 @@ class Connection(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_later(LINGER_S, self.close)
         else:
             transport.close()
+
+    def rest(self) -> None:
+        """Do without a parser until more comes: a call that waits for long needs none."""
+        if self._receiving is None and not self._unread and not self._queued:
+            self._parser = None
 
     def hold_reading(self) -> None:
         """Stop reading until `go_on_reading` was called as often."""

@@ -1,7 +1,7 @@
 """One request as it came: octets of target and header, a body that is read with bounds, and the way back.
 
-The handler's side of `gateway.inbound.connection`. Bodies stay as they are: compressed stays compressed; chunk boundaries
-and trailers are dropped with the chunking.
+The handler's side of `gateway.inbound.connection`. Bodies stay as they are: compressed stays compressed; chunk
+boundaries and trailers are dropped with the chunking.
 
 Rules that always hold:
 - What has arrived of a body and was not taken is bounded (`HIGH_WATER`): beyond, the connection stops reading.
@@ -232,6 +232,11 @@ class Inbound:
         return not late
 
     # The answer.
+
+    def rest(self) -> None:
+        """Take as little memory as can be while the call waits: nothing more of the header will be asked."""
+        self.headers = []
+        self.connection.rest()
 
     def write(self, *pieces: bytes) -> None:
         """Write octets of the answer.

@@ -268,6 +268,7 @@ class Proxy:
         has_body = inbound.has_body or prepared.fields.chunked
         stream = _followed(body, rest) if rest is not None else None
         outbound = prepared.outbound(inbound, body if has_body and stream is None else None, stream)
+        inbound.rest()
         try:
             return await self._admitted(inbound, call, prepared, outbound, sources)
         except RefusedError as refused_by_slots:

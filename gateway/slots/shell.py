@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from heapq import heappop, heappush
 from itertools import count
 
 from aiolimiter import AsyncLimiter
@@ -87,6 +88,8 @@ class Slots:
         self._table = self._new_table()
         self._tickets = count(1)
         self._waiters: dict[Ticket, _Waiter] = {}
+        self._deadlines: list[tuple[float, Ticket]] = []  # a heap; those who are gone stay in it until it is their turn
+        self._next_deadline: asyncio.TimerHandle | None = None
         self._slots: dict[Ticket, Slot] = {}  # whose place in the table is taken
         self._count = InProgress()
         self._office_hours_starts = 0
@@ -170,21 +173,40 @@ class Slots:
     async def _turn(self, slot: Slot, owner: str, deadline: float) -> None:
         waiter = _Waiter(self._loop.create_future(), self._loop.time(), slot, owner)
         self._waiters[slot.ticket] = waiter
-        timer = self._loop.call_at(deadline, self._give_up, waiter)
+        self._give_up_at(deadline, slot.ticket)
         try:
             turn = None
             while turn is not waiter.turn:  # `adopt` may take back what was granted and not yet begun
                 turn = waiter.turn
                 await turn
         finally:
-            timer.cancel()
             del self._waiters[slot.ticket]
 
-    def _give_up(self, waiter: _Waiter) -> None:
-        if not waiter.turn.done():
-            pools = waiter.slot.pools
-            wait = self._predicted(pools, waiter.owner)
-            waiter.turn.set_exception(RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait))
+    def _give_up_at(self, deadline: float, ticket: Ticket) -> None:
+        # One timer for all: ten thousand of the loop's own would cost a kilobyte each.
+        heappush(self._deadlines, (deadline, ticket))
+        if self._next_deadline is None or deadline < self._next_deadline.when():
+            if self._next_deadline is not None:
+                self._next_deadline.cancel()
+            self._next_deadline = self._loop.call_at(deadline, self._give_up)
+
+    def _give_up(self) -> None:
+        self._next_deadline = None
+        now = self._loop.time() + 0.001
+        while self._deadlines:
+            deadline, ticket = self._deadlines[0]
+            waiter = self._waiters.get(ticket)
+            if waiter is not None and deadline > now:
+                self._next_deadline = self._loop.call_at(deadline, self._give_up)
+                return
+            heappop(self._deadlines)
+            if waiter is not None and not waiter.turn.done():
+                self._time_is_over(waiter)
+
+    def _time_is_over(self, waiter: _Waiter) -> None:
+        pools = waiter.slot.pools
+        wait = self._predicted(pools, waiter.owner)
+        waiter.turn.set_exception(RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait))
 
     def _enter(self, slot: Slot) -> None:
         self._slots[slot.ticket] = slot
@@ -358,6 +380,8 @@ class Slots:
     def close(self) -> None:
         """Stop following the window."""
         self._window.close()
+        if self._next_deadline is not None:
+            self._next_deadline.cancel()
 
     def held(self) -> tuple[tuple[frozenset[str], float], ...]:
         """Return what sources may still be working on, and until when by the boot clock."""

@@ -55,17 +55,19 @@ def digesting(
         inflater = Inflater("")
     envelope: Envelope | None = None
     for plain in inflater.pieces(body, SLICE):
-        if envelope is None:
+        if envelope is not None:
+            yield  # between slices only: of what fits into one, nothing waits half read
+        else:
             try:
                 envelope = Envelope(override(content_type, plain[:256]), selectors, early=False)
             except UnknownCharsetError:
                 return _unknown("the Content-Type names an encoding that is not read")
         envelope.feed(plain, last=False)
-        yield
     inflater.finish()
     if envelope is None:
         return _unknown("it is empty")
     envelope.feed(b"", last=True)
+    envelope.release()
     yield from envelope.read_string()
     return envelope.result()
 
@@ -136,6 +138,7 @@ class Peek:
             return _unknown("it is empty")
         if not self._envelope.done:
             self._envelope.feed(b"", last=True)
+        self._envelope.release()
         for _ in self._envelope.read_string():
             pass
         self._verdict = self._envelope.result()

@@ -87,6 +87,10 @@ class _Reader:
         except (ValueError, LookupError):
             self.stop("its encoding cannot be read")
 
+    def release(self) -> None:
+        """Let go of expat: it and this object refer to each other, and its memory would wait for a collection."""
+        del self.parser
+
     def stop(self, why: str) -> None:
         """Note why the message is unsound, and listen no more. The first reason stands."""
         self.why = self.why or why
@@ -312,9 +316,11 @@ class Envelope(_Reader):
         # White space and a byte order mark before the declaration are common, and harmless in a text.
         octets = document.lstrip("\ufeff \t\r\n").encode("utf-8", "surrogatepass")
         for start in range(0, len(octets), SLICE):
+            if start:
+                yield
             inner.feed(octets[start : start + SLICE], last=False)
-            yield
         inner.feed(b"", last=True)
+        inner.release()
         if inner.why or not inner.operations:
             self.stop(f"in xmlString: {inner.why or 'no ServiceRequest'}")
         else:
