@@ -39,6 +39,7 @@ class Listener:
         self.handler = handler
         self.bounds = bounds
         self.tasks = tasks
+        self._loop = asyncio.get_running_loop()  # kept: in Python 3.11 each call of it is a system call (getpid)
         self.on_malformed = on_malformed
         self.on_defect = on_defect
         self.on_refused_connection = on_refused_connection
@@ -53,14 +54,13 @@ class Listener:
 
     def now_idle(self, connection: Connection) -> None:
         """Note that a connection waits for a request."""
-        loop = asyncio.get_running_loop()
-        self.idle[connection] = loop.time()
+        self.idle[connection] = self._loop.time()
         if self._sweeper is None:
-            self._sweeper = loop.call_later(self.bounds.idle_time, self._sweep)
+            self._sweeper = self._loop.call_later(self.bounds.idle_time, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeper = None
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         due = loop.time() - self.bounds.idle_time + 0.001
         while self.idle and next(iter(self.idle.values())) <= due:
             connection, _ = self.idle.popitem(last=False)

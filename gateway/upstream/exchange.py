@@ -67,7 +67,7 @@ class Outbound:
 class Exchange:
     """One request and its answer. An async context manager; made by `Upstream.send`."""
 
-    __slots__ = ("_connection", "_group", "_outbound", "_pump", "_slot", "_timer", "_upstream", "_written")
+    __slots__ = ("_connection", "_group", "_outbound", "_pump", "_slot", "_timer", "_upstream", "_written", "deadline")
 
     def __init__(self, upstream: "Upstream", outbound: Outbound, slot: Slot | None) -> None:
         self._upstream = upstream
@@ -76,6 +76,7 @@ class Exchange:
         self._connection: Connection
         self._written = False  # the whole request
         self._timer: asyncio.TimerHandle | None = None
+        self.deadline = 0.0  #: of a real-time exchange, by the loop's clock
         self._group: asyncio.TaskGroup | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -186,21 +187,29 @@ class Exchange:
     # Time.
 
     def _arm(self, realtime_s: float) -> None:
+        upstream = self._upstream
+        if self._slot is None:
+            self.deadline = upstream.loop.time() + realtime_s
+            upstream.watch(self)
+        else:
+            seconds = upstream.target.call_timeout
+            self._timer = upstream.loop.call_later(seconds, self._too_late, upstream.clock.boot() + seconds)
+
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        if self._slot is None:
-            self._timer = loop.call_later(realtime_s, self._too_late)
-        else:
-            seconds = self._upstream.target.call_timeout
-            self._timer = loop.call_later(seconds, self._too_late, self._upstream.clock.boot() + seconds)
+        self._upstream.unwatch(self)
 
-    def _too_late(self, due: float | None = None) -> None:
+    def _too_late(self, due: float) -> None:
         # The loop's clock stands while the machine is suspended, so by the boot clock it can only be later than due.
-        left = due - self._upstream.clock.boot() if due is not None else 0.0
+        left = due - self._upstream.clock.boot()
         if left > 0.001:
-            self._timer = asyncio.get_running_loop().call_later(left, self._too_late, due)
-            return
+            self._timer = self._upstream.loop.call_later(left, self._too_late, due)
+        else:
+            self.time_is_over()
+
+    def time_is_over(self) -> None:
+        """End the exchange: its time is over."""
         connection = self._connection
         what = "the answer" if connection.answer is not None and connection.answer.status else "an answer"
         connection.fail(UpstreamTimeoutError(f"{what} did not come in time", bytes_written=connection.wrote))
@@ -210,8 +219,7 @@ class Exchange:
 
     def _completed(self) -> None:
         """The answer's last byte has come (called by the connection)."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         answer = self._connection.answer
         if self._slot is not None and answer is not None and answer.status not in _GAVE_UP:
             self._slot.settle()
@@ -238,8 +246,7 @@ class Exchange:
 
     def _give_back(self) -> None:
         connection = self._connection
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         connection.end()
         if connection.closed:
             return
@@ -263,8 +270,7 @@ class Exchange:
         connection.discard()
 
     def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         answer = self._connection.answer
         in_order = answer is not None and answer.complete and self._written
         self._connection.end()

@@ -59,12 +59,16 @@ class Upstream:
     def __init__(self, target: UpstreamTarget, clock: Clock) -> None:
         self.target = target
         self.clock = clock
+        self.loop = asyncio.get_running_loop()  # kept: in Python 3.11 each call of it is a system call (getpid)
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._dialling = 0
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._watched: set[Exchange] = set()
+        self._watcher: asyncio.TimerHandle | None = None
+        self._tick_s = min(1.0, min(target.first_byte_timeout, target.total_timeout) / 20)
         self._is_up = True
         self._is_retired = False
 
@@ -91,8 +95,9 @@ class Upstream:
 
     async def close(self) -> None:
         """Drop every connection, in use or not."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._watcher):
+            if timer is not None:
+                timer.cancel()
         for connection in list(self._open):
             connection.abort()
         await asyncio.sleep(0)  # the transports say goodbye in the loop's next turn
@@ -118,7 +123,7 @@ class Upstream:
         if self._is_retired:
             connection.close()
             return
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         connection.idle_since = loop.time()
         self._idle.append(connection)
         self._wake_waiter()
@@ -194,6 +199,27 @@ class Upstream:
             raise
         self._open.add(connection)
         return connection
+
+    # Time: one timer looks after all real-time exchanges, since a timer of the loop's own costs each 1 us.
+
+    def watch(self, exchange: Exchange) -> None:
+        """Tell an exchange when its `deadline` (the loop's clock) is over, at most a twentieth of a timeout late."""
+        self._watched.add(exchange)
+        if self._watcher is None:
+            self._watcher = self.loop.call_later(self._tick_s, self._look)
+
+    def unwatch(self, exchange: Exchange) -> None:
+        """Watch it no more. Harmless when it is not watched."""
+        self._watched.discard(exchange)
+
+    def _look(self) -> None:
+        self._watcher = None
+        now = self.loop.time()
+        for exchange in [one for one in self._watched if one.deadline <= now]:
+            self._watched.discard(exchange)
+            exchange.time_is_over()
+        if self._watched:
+            self._watcher = self.loop.call_later(self._tick_s, self._look)
 
     def _over(self, connection: Connection) -> None:
         self._open.discard(connection)
