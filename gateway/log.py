@@ -14,11 +14,9 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC
-from typing import Any, TextIO
-
-import structlog
+from typing import TextIO
 
 from policies.model import Clock
 
@@ -59,8 +57,6 @@ class LineWriter:
         else:
             self._lines.append(line)
 
-    debug = info = warning = error = critical = msg
-
     def close(self) -> None:
         """Write what has gathered and stop."""
         self._stop.set()
@@ -82,24 +78,31 @@ class LineWriter:
             self._gone = True
 
 
-def event_log(clock: Clock, writer: LineWriter) -> structlog.typing.FilteringBoundLogger:
+class EventLog:
+    """The log of state changes: one JSON line an event, to `write`. Fields are the caller's choice."""
+
+    def __init__(self, clock: Clock, write: Callable[[str], None]) -> None:
+        self._clock = clock
+        self._write = write
+
+    def info(self, event: str, **fields: object) -> None:
+        """Log what is as it should be."""
+        self._line("info", event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Log what somebody should look at."""
+        self._line("warning", event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Log what somebody must mend."""
+        self._line("error", event, fields)
+
+    def _line(self, level: str, event: str, fields: Mapping[str, object]) -> None:
+        time = self._clock.wall().astimezone(UTC).isoformat(timespec="milliseconds")
+        line = {**fields, "event": event, "level": level, "time": time}
+        self._write(json.dumps(line, separators=(",", ":"), default=str))
+
+
+def event_log(clock: Clock, writer: LineWriter) -> EventLog:
     """Make the log of state changes, whose lines go to `writer`."""
-    log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-        writer,
-        processors=[
-            structlog.processors.add_log_level,
-            _stamp(clock),
-            structlog.processors.JSONRenderer(json.dumps, separators=(",", ":"), default=str),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("INFO"),
-        cache_logger_on_first_use=True,
-    )
-    return log
-
-
-def _stamp(clock: Clock) -> Callable[[Any, str, structlog.typing.EventDict], structlog.typing.EventDict]:
-    def stamp(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        event["time"] = clock.wall().astimezone(UTC).isoformat(timespec="milliseconds")
-        return event
-
-    return stamp
+    return EventLog(clock, writer.msg)

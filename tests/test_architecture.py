@@ -40,7 +40,6 @@ HOMES = {
     "pydantic": {"gateway/config"},
     "pydantic_core": {"gateway/config"},
     "rich": {"gateway/cli"},
-    "structlog": {"gateway/log.py", "gateway/slots", "gateway/proxy"},
     "typer": {"gateway/cli"},
     "uvloop": {"gateway/cli"},
     "yaml": {"gateway/config"},

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from time import perf_counter  # uvloop's clock counts milliseconds only; these are durations for people
 
-from structlog.typing import FilteringBoundLogger
-
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
 from gateway.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
+from gateway.log import EventLog
 from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
 from gateway.proxy.classifier import Asked, Classifier
@@ -106,7 +105,7 @@ class _Prepared:
 class Proxy:
     """The inbound handler, one for all listeners."""
 
-    def __init__(self, slots: Slots, metrics: Metrics, books: Books, clock: Clock, log: FilteringBoundLogger) -> None:
+    def __init__(self, slots: Slots, metrics: Metrics, books: Books, clock: Clock, log: EventLog) -> None:
         self._slots = slots
         self._log = log
         self._thresholds = Thresholds()

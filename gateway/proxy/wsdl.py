@@ -9,10 +9,9 @@ import asyncio
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from structlog.typing import FilteringBoundLogger
-
 from gateway.config import Route, UpstreamSettings
 from gateway.inbound import Inbound
+from gateway.log import EventLog
 from gateway.proxy.wire import Fields, answer_fields, answer_head
 from gateway.soap.wsdl import MAX_SIZE, Translate, UnreadableWsdlError, rewritten
 from gateway.upstream import Answer, BrokenAnswerError
@@ -50,7 +49,7 @@ async def relay_description(
     answer: Answer,
     extra: tuple[bytes, ...],
     translate: Translate,
-    log: FilteringBoundLogger,
+    log: EventLog,
     *,
     keep_alive: bool,
 ) -> bool:

@@ -22,13 +22,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from heapq import heappop, heappush
 from itertools import count
 
 from aiolimiter import AsyncLimiter
-from structlog.typing import FilteringBoundLogger
 
+from gateway.log import EventLog
 from gateway.slots.count import InProgress, PoolStatistics, RefusedError, Statistics
+from gateway.slots.deadlines import Deadlines
 from gateway.slots.window import Terms, Window
 from policies.admission import Answer, SlotTable, predicted_wait
 from policies.model import UNCLASSIFIED, Clock, Reason, Slot, Ticket
@@ -72,7 +72,7 @@ class Slots:
         calendar: Calendar,
         clock: Clock,
         terms: Terms,
-        log: FilteringBoundLogger,
+        log: EventLog,
         *,
         cooling_until: float | None = None,
         occupied: Iterable[tuple[frozenset[str], float]] = (),
@@ -88,8 +88,7 @@ class Slots:
         self._table = self._new_table()
         self._tickets = count(1)
         self._waiters: dict[Ticket, _Waiter] = {}
-        self._deadlines: list[tuple[float, Ticket]] = []  # a heap; those who are gone stay in it until it is their turn
-        self._next_deadline: asyncio.TimerHandle | None = None
+        self._deadlines = Deadlines(lambda ticket: ticket in self._waiters, self._time_is_over)
         self._slots: dict[Ticket, Slot] = {}  # whose place in the table is taken
         self._count = InProgress()
         self._office_hours_starts = 0
@@ -173,7 +172,7 @@ class Slots:
     async def _turn(self, slot: Slot, owner: str, deadline: float) -> None:
         waiter = _Waiter(self._loop.create_future(), self._loop.time(), slot, owner)
         self._waiters[slot.ticket] = waiter
-        self._give_up_at(deadline, slot.ticket)
+        self._deadlines.add(deadline, slot.ticket)
         try:
             turn = None
             while turn is not waiter.turn:  # `adopt` may take back what was granted and not yet begun
@@ -182,28 +181,10 @@ class Slots:
         finally:
             del self._waiters[slot.ticket]
 
-    def _give_up_at(self, deadline: float, ticket: Ticket) -> None:
-        # One timer for all: ten thousand of the loop's own would cost a kilobyte each.
-        heappush(self._deadlines, (deadline, ticket))
-        if self._next_deadline is None or deadline < self._next_deadline.when():
-            if self._next_deadline is not None:
-                self._next_deadline.cancel()
-            self._next_deadline = self._loop.call_at(deadline, self._give_up)
-
-    def _give_up(self) -> None:
-        self._next_deadline = None
-        now = self._loop.time() + 0.001
-        while self._deadlines:
-            deadline, ticket = self._deadlines[0]
-            waiter = self._waiters.get(ticket)
-            if waiter is not None and deadline > now:
-                self._next_deadline = self._loop.call_at(deadline, self._give_up)
-                return
-            heappop(self._deadlines)
-            if waiter is not None and not waiter.turn.done():
-                self._time_is_over(waiter)
-
-    def _time_is_over(self, waiter: _Waiter) -> None:
+    def _time_is_over(self, ticket: Ticket) -> None:
+        waiter = self._waiters[ticket]
+        if waiter.turn.done():
+            return
         pools = waiter.slot.pools
         wait = self._predicted(pools, waiter.owner)
         waiter.turn.set_exception(RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait))
@@ -380,8 +361,7 @@ class Slots:
     def close(self) -> None:
         """Stop following the window."""
         self._window.close()
-        if self._next_deadline is not None:
-            self._next_deadline.cancel()
+        self._deadlines.close()
 
     def held(self) -> tuple[tuple[frozenset[str], float], ...]:
         """Return what sources may still be working on, and until when by the boot clock."""

@@ -15,8 +15,8 @@ Rules that always hold:
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import escape
 from http import HTTPStatus
-from xml.sax.saxutils import escape
 
 from policies.model import Digest, Reason, Refusal, SoapVersion
 
@@ -167,7 +167,7 @@ def _fault_11(refusal: Refusal, texts: tuple[str, ...]) -> bytes:
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         '<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"><soapenv:Body><soapenv:Fault>'
-        f"<faultcode>soapenv:{code}</faultcode><faultstring>{escape(' / '.join(texts))}</faultstring>"
+        f"<faultcode>soapenv:{code}</faultcode><faultstring>{escape(' / '.join(texts), quote=False)}</faultstring>"
         f"<detail>{_detail(refusal, texts)}</detail>"
         "</soapenv:Fault></soapenv:Body></soapenv:Envelope>\n"
     ).encode()
@@ -176,7 +176,7 @@ def _fault_11(refusal: Refusal, texts: tuple[str, ...]) -> bytes:
 def _fault_12(refusal: Refusal, texts: tuple[str, ...]) -> bytes:
     code = "Sender" if refusal.reason in _CALLERS_OWN else "Receiver"
     reasons = "".join(
-        f'<env:Text xml:lang="{language}">{escape(text)}</env:Text>'
+        f'<env:Text xml:lang="{language}">{escape(text, quote=False)}</env:Text>'
         for language, text in zip(_LANGUAGES, texts, strict=True)
     )
     return (
@@ -190,10 +190,10 @@ def _fault_12(refusal: Refusal, texts: tuple[str, ...]) -> bytes:
 
 def _detail(refusal: Refusal, texts: tuple[str, ...]) -> str:
     said = "".join(
-        f'<message xml:lang="{language}">{escape(text)}</message>'
+        f'<message xml:lang="{language}">{escape(text, quote=False)}</message>'
         for language, text in zip(_LANGUAGES, texts, strict=True)
     )
-    facts = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in _facts(refusal).items())
+    facts = "".join(f"<{name}>{escape(value, quote=False)}</{name}>" for name, value in _facts(refusal).items())
     return f'<refusal xmlns="{NAMESPACE}">{facts}{said}</refusal>'
 
 

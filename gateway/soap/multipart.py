@@ -13,7 +13,6 @@ Never decodes an attachment, and never quotes one.
 """
 
 import re
-from email.message import Message
 
 MAX_PARTS = 100
 _PART_HEADER = 8192
@@ -56,6 +55,8 @@ def root_part(body: bytes, content_type: str, *, whole: bool = True) -> tuple[st
 
 
 def _parameters(content_type: str) -> tuple[bytes, bytes | None]:
+    from email.message import Message  # late: 10 ms that a start without such messages does not need
+
     message = Message()
     message["Content-Type"] = content_type
     if message.get_content_type() != "multipart/related":

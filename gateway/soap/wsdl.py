@@ -12,8 +12,8 @@ Rules that always hold: no DTD, no entity, nothing is fetched; what cannot be re
 
 import re
 from collections.abc import Callable
+from html import escape
 from xml.parsers import expat
-from xml.sax.saxutils import escape
 
 MAX_SIZE = 4 << 20
 """Octets: ten times the largest of the 28 contracts seen."""
@@ -50,8 +50,8 @@ def rewritten(document: bytes, translate: Translate) -> bytes:
     pieces: list[bytes] = []
     done = 0
     for offset, attribute, fresh in _Places(translate).of(document):
-        start, end, quote = _value(document, offset, attribute)
-        pieces += [document[done:start], escape(fresh, {quote: "&quot;" if quote == '"' else "&apos;"}).encode("ascii")]
+        start, end = _value(document, offset, attribute)
+        pieces += [document[done:start], escape(fresh).encode("ascii")]
         done = end
     return b"".join((*pieces, document[done:]))
 
@@ -94,12 +94,12 @@ class _Places:
         raise UnreadableWsdlError("a document type declaration")
 
 
-def _value(document: bytes, offset: int, attribute: str) -> tuple[int, int, str]:
-    """Return where an attribute's value stands in the start tag at `offset`, and its quote."""
+def _value(document: bytes, offset: int, attribute: str) -> tuple[int, int]:
+    """Return where an attribute's value stands in the start tag at `offset`."""
     name = _NAME.match(document, offset)
     position = name.end() if name is not None else offset
     while (found := _ATTRIBUTE.match(document, position)) is not None:
         if found[1] == attribute.encode("ascii"):
-            return found.start(2) + 1, found.end(2) - 1, chr(document[found.start(2)])
+            return found.start(2) + 1, found.end(2) - 1
         position = found.end()
     raise UnreadableWsdlError("an attribute that was read was not found again")

@@ -32,11 +32,9 @@ from gateway.upstream.troubles import (
     tls_trouble,
 )
 
-MAX_HEAD = 65_536
-"""Bytes of an answer's header: as Envoy and nginx bound it, an order above what any SOAP stack sends."""
+MAX_HEAD = 65_536  #: bytes of an answer's header: as Envoy and nginx bound it, an order above what any stack sends
 _OVERSIZE = "its header is larger than 64 KiB"
-PIECE = 65_536
-"""Bytes of a bulk request that are encrypted between two questions to the guard."""
+PIECE = 65_536  #: bytes of a bulk request that are encrypted between two questions to the guard
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _ORDERLY_CLOSE = struct.pack("ii", 0, 0)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
@@ -62,7 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         self.idle_since = 0.0
         # The exchange under way.
         self.answer: Answer | None = None
-        self.head: asyncio.Future[None] | None = None  #: done when the answer's header is there, or never will be
+        self.head: asyncio.Future[None] | None = None  #: done when the header is there, or never will be
         self.handed_out = False  #: somebody has looked at the answer
         self.wrote = False  #: a byte of the request may have left
         self.reusable = False  #: the answer ended in order, and the upstream keeps the connection
@@ -389,8 +387,7 @@ class Connection(asyncio.BufferedProtocol):
             twin.close()
 
     def mark_bulk(self, call_timeout: float) -> None:
-        """While a bulk call is in flight, an abort must drop what the kernel still holds, and a dead peer be found
-        out."""
+        """Have an abort drop what the kernel still holds, and a dead peer be found out, while a call is in flight."""
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         if _USER_TIMEOUT is not None:
             self._sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(call_timeout * 1000))

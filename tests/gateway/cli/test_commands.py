@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
+from gateway.cli.commands import app
 
 ROOT = Path(__file__).parents[3]
 MESSAGE = str(ROOT / "tests" / "messages" / "test-connection.xml")

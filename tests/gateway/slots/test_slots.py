@@ -5,8 +5,8 @@ import random
 from datetime import datetime, time, timedelta
 
 import pytest
-import structlog
 
+from gateway.log import EventLog
 from gateway.slots import RefusedError, Slots, Terms
 from policies.model import Reason, Slot, Source
 from policies.pools import Reading, layout
@@ -40,8 +40,8 @@ def made(start: str = "2026-11-24T20:00", *, clock: LoopClock | None = None, **g
     pools = layout(SOURCES, Reading.DEFAULT, rates=given.pop("rates", {}), slots=given.pop("slots", {}))  # type: ignore[arg-type]
     occupied, cooling = given.pop("occupied", ()), given.pop("cooling_until", None)
     terms = Terms(hold_s=60.0, **given)  # type: ignore[arg-type]
-    log = structlog.wrap_logger(structlog.testing.CapturingLogger())
     clock = clock or LoopClock(start)
+    log = EventLog(clock, lambda _line: None)
     calendar = Calendar(BRUSSELS, OFFICE)
     return Slots(pools, calendar, clock, terms, log, cooling_until=cooling, occupied=occupied)  # type: ignore[arg-type]
 

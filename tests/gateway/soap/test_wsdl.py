@@ -1,5 +1,7 @@
 """Addresses are exchanged, octets beside them are not: lxml is the judge of what a document means."""
 
+from html import escape
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,9 +55,7 @@ def test_what_leads_to_the_upstream_leads_to_the_gateway_and_nothing_else_change
     ]
     kept = after
     for was, now in changed:  # what was put in is taken out again: octet for octet the same
-        for quote, name in (('"', "&quot;"), ("'", "&apos;")):
-            written = now.replace("&", "&amp;").replace(">", "&gt;").replace(quote, name)
-            kept = kept.replace(written.encode(), was.replace("&", "&amp;").encode())
+        kept = kept.replace(escape(now).encode(), was.replace("&", "&amp;").encode())
     assert kept == before
 
 
