@@ -52,7 +52,7 @@ def _of_slots(statistics: Statistics) -> Iterable[Reading]:
         yield Reading("window_next_change_timestamp_seconds", "When the window opens or closes.", (), {(): at})
     yield Reading(
         "cap_violations",
-        "Times that a call was let into a pool that was full: 0 unless mode is observe.",
+        "Times that admission let a call into a full pool: a defect, always 0.",
         (),
         {(): float(statistics.violations)},
         counter=True,

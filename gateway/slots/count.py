@@ -1,8 +1,8 @@
 """What is in progress, counted apart from the table that grants: so that a defect of the table is found, not hidden.
 
 Rules that always hold: a call counts in each of its pools from its grant until its source is done; the peak is the most
-that ever counted at once; a call that is let in above a cap is a violation, whoever let it in, mode observe included.
-What a process before this one left running is no violation: nobody let it in here.
+that ever counted at once; a call that admission let in above a cap is a violation. What a process before this one left
+running is none, nor what mode observe lets through: nobody was asked, and `would_refuse_total` counts that.
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ class Statistics:
     window_open: bool
     next_change: datetime | None
     cooling_s: float  #: for how long bulk still waits after an unclean stop
-    violations: int  #: times that a call was let into a pool that had as many as its cap
+    violations: int  #: times that admission let a call into a pool that had as many as its cap: a defect
     office_hours_starts: int  #: calls whose first byte went out while the window was closed: only in mode observe
 
 
@@ -57,13 +57,13 @@ class InProgress:
         self.peak: Counter[str] = Counter()
         self.violations = 0
 
-    def enter(self, pools: Iterable[str], caps: Mapping[str, int]) -> str:
-        """Count a call that was let in; return the pool whose cap it is above, if any."""
+    def enter(self, pools: Iterable[str], caps: Mapping[str, int] | None) -> str:
+        """Count a call that was let in; return the pool whose cap it is above, if any. No caps: nobody was asked."""
         above = ""
         for pool in pools:
             self.busy[pool] += 1
             self.peak[pool] = max(self.peak[pool], self.busy[pool])
-            if self.busy[pool] > caps[pool]:
+            if caps is not None and self.busy[pool] > caps[pool]:
                 above = pool
         self.violations += bool(above)
         return above

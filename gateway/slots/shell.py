@@ -115,7 +115,7 @@ class Slots:
         try:
             if not observe:
                 await self._admit(slot, owner)
-            self._enter(slot)
+            self._enter(slot, watched=not observe)
             for pool in slot.pools:
                 if paced := self._pacers.get(pool):
                     pacers.append((paced, paced.popleft()))
@@ -189,14 +189,14 @@ class Slots:
         wait = self._predicted(pools, waiter.owner)
         waiter.turn.set_exception(RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait))
 
-    def _enter(self, slot: Slot) -> None:
+    def _enter(self, slot: Slot, *, watched: bool) -> None:
         self._slots[slot.ticket] = slot
-        if above := self._count.enter(slot.pools, self._caps()):
+        if above := self._count.enter(slot.pools, self._caps() if watched else None):
             self._log.error(
                 "cap violated",
                 pool=above,
                 in_use=self._count.busy[above],
-                remedy="In mode observe this is what was declared; else hold bulk, and report this line.",
+                remedy="Stop bulk, and report this line: it is a defect.",
             )
 
     def _end(self, ticket: Ticket, slot: Slot) -> None:
