@@ -112,7 +112,7 @@ def plan(bench: Bench) -> dict[str, Callable[[], list[Row]]]:
         "bulk 20": lambda: measures.bulk(capped, source, 20, 2000 // SCALE, bulk_rounds, 0.98),
         "bulk 100": lambda: measures.bulk(capped, source, 100, 480 // SCALE, bulk_rounds, 0.98),
         "parked": bench.parked,
-        "arriving": lambda: measures.arriving(capped, 5000 // SCALE, bulk_rounds),
+        "arriving": lambda: measures.arriving(bench.these("gateway", "Envoy"), 5000 // SCALE, bulk_rounds),
         "isolation": lambda: measures.isolation(
             bench.proxies["gateway"], bench.waiting, 5000 // SCALE, 1 if QUICK else 2
         ),

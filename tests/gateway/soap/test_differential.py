@@ -14,8 +14,7 @@ SOAP = {"1.1": "http://schemas.xmlsoap.org/soap/envelope/", "1.2": "http://www.w
 CONNECTOR = "http://ksz-bcss.fgov.be/connectors/WebServiceConnector"
 SSDN = "http://www.ksz-bcss.fgov.be/XSD/SSDN/Service"
 names = st.text("abcdefXYZ_", min_size=1, max_size=6)
-NAMESPACES = ["urn:a", "urn:b", "urn:p", "http://kszbcss.fgov.be/intf/X/v1", SOAP["1.1"], SSDN, CONNECTOR, ""]
-namespaces = st.sampled_from([one for one in NAMESPACES if one != CONNECTOR])
+namespaces = st.sampled_from(["urn:a", "urn:b", "http://kszbcss.fgov.be/intf/X/v1", SOAP["1.1"], SSDN, ""])
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x7f"), max_size=8).map(escape)
 noise = st.lists(st.sampled_from([" ", "\n", "<!-- c -->", "<?pi x?>", "<!-- <s:Body/> -->"]), max_size=3).map("".join)
 Asked = tuple[tuple[str, str, str], ...]
@@ -81,6 +80,13 @@ def parsed(octets: bytes) -> etree._Element | None:
     return None if root.getroottree().docinfo.doctype else root
 
 
+def refuses_a_namespace(octets: bytes) -> bool:
+    """Say whether lxml stumbles over a namespace that is no URI (it was damaged): XML does not demand one."""
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True)
+    etree.fromstring(octets, parser)
+    return any("is not a valid URI" in one.message for one in parser.error_log)
+
+
 def oracle(octets: bytes) -> Asked | None:  # noqa: PLR0911  # a list of what makes it none
     """Return what lxml makes of a message; None: nothing that may be classified."""
     root = parsed(octets)
@@ -117,8 +123,7 @@ def test_expat_reads_what_lxml_reads_or_nothing(message: bytes) -> None:
     if found.style is Style.UNKNOWN:
         assert found.unsound
         assert found.operations == ()
-    elif all(one.namespace in NAMESPACES for one in found.operations):
-        # Another namespace (damaged: lxml refuses some that are no URI) is in no catalogue, so unclassified anyway.
+    elif not refuses_a_namespace(message):
         assert tuple((one.namespace, one.name, one.version) for one in found.operations) == oracle(message)
 
 
