@@ -15,7 +15,7 @@ import ssl
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,17 +28,17 @@ from gateway import __version__
 from gateway.admin import Telemetry
 from gateway.certificates import ListenerContext, expiries, server_context
 from gateway.config import ConfigError, Configuration, Settings, load
-from gateway.inbound import Bounds, Handler, Inbound, Listener
+from gateway.inbound import Handler, Inbound, Listener, Turns
 from gateway.log import LineWriter, event_log
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
-from gateway.proxy import Books, Proxy, Refuser, malformed_answer
+from gateway.parts import bounds_of, form_of, terms_of
+from gateway.proxy import BULK_TAG, Books, Proxy, Refuser, malformed_answer
 from gateway.readings import Facts, readings
 from gateway.reloading import marks_of, needs_restart, upstream_identities
-from gateway.slots import Slots, Terms
-from gateway.soap import FaultForm
+from gateway.slots import Slots
 from gateway.upstream import Upstream, target_of
-from policies.model import Clock
+from policies.model import Clock, TrafficClass
 
 BACKLOG = 4096
 """Connections that may wait to be accepted. With 128, 7,500 of 10,000 that came at once were not taken (measured)."""
@@ -84,6 +84,7 @@ class Gateway:
         self._log = event_log(clock, lines)
         self._dice = dice
         self._tasks = tasks
+        self._turns = Turns()
         self._servers: list[tuple[asyncio.Server, Listener]] = []
         self._listeners: list[Listener] = []
         self._ready = False
@@ -107,23 +108,22 @@ class Gateway:
             configuration.layout,
             configuration.calendar,
             clock,
-            _terms(settings),
+            terms_of(settings),
             self._log,
             cooling_until=start.cooling_until,
             occupied=start.occupied,
         )
-        self.proxy = Proxy(self.slots, self.metrics, Books(self.metrics, clock, lines.msg), clock, self._log)
+        self.proxy = Proxy(
+            self.slots, self.metrics, Books(self.metrics, clock, lines.msg), clock, self._log, self._turns
+        )
         self.proxy.adopt(configuration, self.upstreams, self._refuser(settings))
         self.metrics.watch(self._readings)
 
     def _refuser(self, settings: Settings) -> Refuser:
-        form = FaultForm(
-            soap11_status=settings.answers.soap11_status,
-            soap12_status=settings.answers.soap12_status,
-            other_status=settings.answers.other_status,
-        )
         bulk = settings.bulk
-        return Refuser(form, self._clock, self._dice, delay_s=bulk.refusal_delay, at_most=bulk.refusal_delay_limit)
+        return Refuser(
+            form_of(settings), self._clock, self._dice, delay_s=bulk.refusal_delay, at_most=bulk.refusal_delay_limit
+        )
 
     # Reload.
 
@@ -198,11 +198,11 @@ class Gateway:
             if rotating is not None and context is not None:
                 rotating.adopt(context)
         for listener in self._listeners:
-            listener.bounds = _bounds(settings)
+            listener.bounds = bounds_of(settings)
         retired = [pool for name, pool in self.upstreams.items() if pools.get(name) is not pool]
         self._identities, self.upstreams = identities, pools
         shared = settings.bulk.share is not None or before.settings.bulk.share is not None
-        self.slots.adopt(fresh.layout, fresh.calendar, _terms(settings), shared=shared)
+        self.slots.adopt(fresh.layout, fresh.calendar, terms_of(settings), shared=shared)
         self.proxy.adopt(fresh, pools, self._refuser(settings))
         for pool in retired:
             pool.retire()
@@ -227,15 +227,20 @@ class Gateway:
 
     async def _open(self, number: int) -> str:
         settings = self._settings.listeners[number]
-        server = self._listener(partial(self._handle, number=number))
+        server = self._listener(partial(self._handle, number=number), partial(self._is_mass, number=number))
         tls = self._contexts[number]
         return await self._serve(server, settings.address, settings.port, tls.context if tls else None)
 
-    def _listener(self, handler: Handler) -> Listener:
+    def _is_mass(self, target: bytes, *, number: int) -> bool:
+        return target.startswith(BULK_TAG) or self._settings.listeners[number].traffic_class is TrafficClass.BULK
+
+    def _listener(self, handler: Handler, is_mass: Callable[[bytes], bool] = lambda _target: False) -> Listener:
         listener = Listener(
             handler,
-            _bounds(self._settings),
+            bounds_of(self._settings),
             self._tasks,
+            turns=self._turns,
+            is_mass=is_mass,
             on_malformed=self._malformed,
             on_defect=self._defect,
             on_refused_connection=self.metrics.connections_refused.inc,
@@ -317,33 +322,6 @@ class Gateway:
                 reloaded_at=self._reloaded_at,
             ),
         )
-
-
-def _terms(settings: Settings) -> Terms:
-    bulk = settings.bulk
-    return Terms(
-        hold_s=settings.hold_total,
-        call_timeout=max((one.call_timeout for one in settings.upstreams.values()), default=settings.hold_total),
-        closed=bulk.closed,
-        park_time=bulk.park_time,
-        park_length=bulk.park_length,
-        queue_time=bulk.queue_time,
-        queue_length=bulk.queue_length,
-        margin_min=bulk.margin_min,
-        margin_max=bulk.margin_max,
-    )
-
-
-def _bounds(settings: Settings) -> Bounds:
-    limits = settings.limits
-    return Bounds(
-        header_time=limits.header_time,
-        idle_time=limits.idle_time,
-        body_grace=limits.body_grace,
-        body_pace=limits.body_pace,
-        connections=limits.connections,
-        head_size=limits.head_size,
-    )
 
 
 @asynccontextmanager

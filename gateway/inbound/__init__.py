@@ -9,6 +9,7 @@ from gateway.inbound.request import (
     Inbound,
     SlowBodyError,
 )
+from gateway.inbound.turns import Turns
 
 __all__ = [
     "BodyTooLargeError",
@@ -19,4 +20,5 @@ __all__ = [
     "Inbound",
     "Listener",
     "SlowBodyError",
+    "Turns",
 ]

@@ -18,12 +18,12 @@ Never decides what becomes of a call, and never quotes what it read.
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from gateway.inbound.request import BrokenBodyError, Inbound, reset_on_close
+from gateway.inbound.request import BrokenBodyError, Inbound, reset_on_close, subject_of
+from gateway.inbound.turns import BEGIN_S
 
 if TYPE_CHECKING:
     from gateway.inbound.listener import Listener
@@ -37,13 +37,6 @@ _OVERLOADED = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 67\r\n"
     b"Retry-After: 5\r\nConnection: close\r\n\r\nThe gateway has too many connections open. Try again in 5 seconds.\n"
 )
-
-
-def subject_of(certificate: Mapping[str, Any]) -> str:
-    """Write the subject of a certificate as `ssl` returns it: `CN=payroll,O=Example` (RFC 4514)."""
-    short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
-    names = [(short.get(kind, kind), value) for part in certificate.get("subject", ()) for kind, value in part]
-    return ",".join(f"{kind}={value}" for kind, value in reversed(names))
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -322,7 +315,18 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin(self, inbound: Inbound) -> None:
         self._current = inbound
-        self._task = self._listener.tasks.create_task(self._serve(inbound))
+        listener = self._listener
+        if listener.is_mass(inbound.target):
+            listener.turns.do(BEGIN_S, self._begin_current)
+        else:
+            self._task = listener.tasks.create_task(self._serve(inbound))
+
+    def _begin_current(self) -> bool:
+        """Begin the call whose turn has come, unless its client has gone."""
+        if self._transport is None or self._current is None:
+            return False
+        self._task = self._listener.tasks.create_task(self._serve(self._current))
+        return True
 
     def _enqueue(self, inbound: Inbound) -> None:
         if self._queued is None:

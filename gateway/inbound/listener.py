@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.inbound.connection import Connection
 from gateway.inbound.request import Bounds, Inbound
+from gateway.inbound.turns import Turns
 
 READ_SIZE = 256 * 1024
 """Octets that are read at once at the most."""
@@ -22,6 +23,7 @@ class Listener:
 
     Args:
         tasks: owns the calls.
+        is_mass: says of a target whether its calls are bulk for sure: they come by the thousand, and begin in turns.
         on_malformed: writes the whole answer to what is not a readable request, from a status and what is wrong.
         on_defect: is told of an exception that nobody foresaw.
     """
@@ -32,6 +34,8 @@ class Listener:
         bounds: Bounds,
         tasks: asyncio.TaskGroup,
         *,
+        turns: Turns,
+        is_mass: Callable[[bytes], bool],
         on_malformed: Callable[[int, str], bytes],
         on_defect: Callable[[BaseException], None],
         on_refused_connection: Callable[[], None],
@@ -39,6 +43,8 @@ class Listener:
         self.handler = handler
         self.bounds = bounds
         self.tasks = tasks
+        self.turns = turns
+        self.is_mass = is_mass
         self._loop = asyncio.get_running_loop()  # kept: in Python 3.11 each call of it is a system call (getpid)
         self.on_malformed = on_malformed
         self.on_defect = on_defect

@@ -14,9 +14,9 @@ Never decides what becomes of a call.
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.inbound.connection import Connection
@@ -265,3 +265,10 @@ class Inbound:
 def reset_on_close(sock: socket.socket) -> None:
     """Make the next close of a socket a reset (RST), which drops what the kernel still holds."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def subject_of(certificate: Mapping[str, Any]) -> str:
+    """Write the subject of a certificate as `ssl` returns it: `CN=payroll,O=Example` (RFC 4514)."""
+    short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
+    names = [(short.get(kind, kind), value) for part in certificate.get("subject", ()) for kind, value in part]
+    return ",".join(f"{kind}={value}" for kind, value in reversed(names))

@@ -3,5 +3,6 @@
 from gateway.proxy.calls import Books
 from gateway.proxy.forward import Proxy
 from gateway.proxy.refusing import Refuser, malformed_answer
+from gateway.proxy.wire import BULK_TAG
 
-__all__ = ["Books", "Proxy", "Refuser", "malformed_answer"]
+__all__ = ["BULK_TAG", "Books", "Proxy", "Refuser", "malformed_answer"]

@@ -16,8 +16,8 @@ from typing import TypeVar
 from gateway.config import Configuration
 from gateway.config import Listener as ListenerSettings
 from gateway.inbound import Inbound
+from gateway.inbound.turns import SLICE_S, Turns
 from gateway.proxy.calls import Call
-from gateway.proxy.turns import SLICE_S, Turns
 from gateway.proxy.wire import RequestFields, is_description, path_of
 from gateway.soap import Peek, PrefixCache, digesting
 from policies.classify import CallFacts, ClassDecision, SourceDecision, class_of

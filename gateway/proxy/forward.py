@@ -22,13 +22,13 @@ from time import perf_counter  # uvloop's clock counts milliseconds only; these 
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
 from gateway.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
+from gateway.inbound.turns import ARRIVAL_S, Turns
 from gateway.log import EventLog
 from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
 from gateway.proxy.classifier import Asked, Classifier
 from gateway.proxy.refusing import Refuser, plain, send
 from gateway.proxy.relay import SMALL, CutError, relay
-from gateway.proxy.turns import ARRIVAL_S, Turns
 from gateway.proxy.wire import (
     RequestFields,
     Routes,
@@ -105,7 +105,7 @@ class _Prepared:
 class Proxy:
     """The inbound handler, one for all listeners."""
 
-    def __init__(self, slots: Slots, metrics: Metrics, books: Books, clock: Clock, log: EventLog) -> None:
+    def __init__(self, slots: Slots, metrics: Metrics, books: Books, clock: Clock, log: EventLog, turns: Turns) -> None:
         self._slots = slots
         self._log = log
         self._thresholds = Thresholds()
@@ -113,7 +113,7 @@ class Proxy:
         self._metrics = metrics
         self._books = books
         self._clock = clock
-        self._turns = Turns()
+        self._turns = turns
         self._site: Site
         self.in_flight = 0  #: calls that were taken and are not over
         self.draining = False  #: stopping: answers close their connections

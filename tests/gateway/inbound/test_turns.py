@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from gateway.proxy.turns import SLICE_S, Turns
+from gateway.inbound.turns import SLICE_S, Turns
 from tests.conftest import closed, gateway_over, post, raw_server, whole_answer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
