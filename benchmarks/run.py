@@ -100,7 +100,7 @@ def plan(bench: Bench) -> dict[str, Callable[[], list[Row]]]:
     everybody = list(bench.proxies.values())
     capped = bench.these("gateway", "HAProxy", "Envoy")
     source = bench.source
-    bulk_rounds = 1 if QUICK else 3
+    bulk_rounds = 1 if QUICK else 2
     return {
         "cpu": lambda: measures.cpu(everybody, 1500, 6000 // SCALE, ROUNDS, CPU_BOUNDS),
         "large": lambda: measures.cpu(
