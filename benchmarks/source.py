@@ -7,8 +7,11 @@ counting anew.
 
 import asyncio
 import sys
+from typing import cast
 
 import uvloop
+
+END = b"\r\n\r\n"
 
 now = peak = 0
 answers: dict[int, bytes] = {}
@@ -27,19 +30,27 @@ class Source(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        self.transport = transport
-        self.buffer = b""
+        self.transport = cast(asyncio.Transport, transport)
+        self.head = b""
+        self.missing = 0
 
     def data_received(self, data: bytes) -> None:
         """Answer when the body is complete."""
-        self.buffer = self.buffer + data if self.buffer else data
-        head, found, body = self.buffer.partition(b"\r\n\r\n")
-        if not found:
-            return
-        at = head.lower().find(b"content-length:")
-        if at >= 0 and len(body) < int(head[at + 15 :].split(b"\r\n", 1)[0]):
-            return
-        self.buffer = b""
+        if self.missing:
+            self.missing -= len(data)
+        else:
+            head, found, body = (self.head + data).partition(END)
+            self.head = head + found
+            if not found:
+                return
+            at = head.lower().find(b"content-length:")
+            self.missing = int(head[at + 15 :].split(b"\r\n", 1)[0]) - len(body) if at >= 0 else 0
+        if not self.missing:
+            head, self.head = self.head, b""
+            self.work(head)
+
+    def work(self, head: bytes) -> None:
+        """Answer a request, now or later."""
         self.closes = b"\r\nconnection: close" in head.lower()
         path = head.split(b" ", 2)[1]
         if path == b"/peak":
