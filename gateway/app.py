@@ -32,7 +32,7 @@ from gateway.inbound import Handler, Inbound, Listener, Turns
 from gateway.log import LineWriter, event_log
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
-from gateway.parts import bounds_of, form_of, terms_of
+from gateway.parts import form_of, terms_of
 from gateway.proxy import BULK_TAG, Books, Proxy, Refuser, malformed_answer
 from gateway.readings import Facts, readings
 from gateway.reloading import marks_of, needs_restart, upstream_identities
@@ -90,6 +90,7 @@ class Gateway:
         self._ready = False
         self._lag = 0.0
         self._expiries = expiries(settings)
+        self._retired: list[Upstream] = []  # replaced by a reload, and still in use
         self._reload_ok = True
         self._reloaded_at = clock.wall().timestamp()
         self._reload_asked = asyncio.Event()
@@ -160,26 +161,31 @@ class Gateway:
     async def reload(self, environ: Mapping[str, str], occupancy: Occupancy) -> tuple[str, ...]:
         """Read the configuration anew and go on under it; return what is wrong with it: then nothing has changed."""
         try:
-            fresh = await asyncio.to_thread(load, self._configuration.path, environ, now=self._clock.wall())
-            if wrong := needs_restart(self._settings, fresh.settings):
-                self._reload_ok = False
-                return wrong
-            contexts = [server_context(one.tls) if one.tls else None for one in fresh.settings.listeners]
-            identities = upstream_identities(fresh.settings)
-            pools = {
-                name: self.upstreams[name]
-                if self._identities.get(name) == identities[name]
-                else Upstream(target_of(upstream), self._clock)
-                for name, upstream in fresh.settings.upstreams.items()
-            }
-            dates = expiries(fresh.settings)
-            await asyncio.to_thread(occupancy.raise_hold, fresh.settings.hold_total)
+            wrong = await self._read_anew(environ, occupancy)
         except ConfigError as error:
-            self._reload_ok = False
-            return tuple(map(str, error.faults))
+            wrong = tuple(map(str, error.faults))
         except OSError as error:  # a file that changed between its check and its use; ssl.SSLError is one
-            self._reload_ok = False
-            return (f"{type(error).__name__}: {error.strerror or 'a file could not be used'}",)
+            wrong = (f"{type(error).__name__}: {error.strerror or 'a file could not be used'}",)
+        except Exception as error:  # noqa: BLE001  # whatever a file holds, the gateway goes on as it was
+            self._defect(error)
+            wrong = (f"{type(error).__name__}: a defect of the gateway, see the line before",)
+        self._reload_ok = not wrong
+        return wrong
+
+    async def _read_anew(self, environ: Mapping[str, str], occupancy: Occupancy) -> tuple[str, ...]:
+        fresh = await asyncio.to_thread(load, self._configuration.path, environ, now=self._clock.wall())
+        if wrong := needs_restart(self._settings, fresh.settings):
+            return wrong
+        contexts = [server_context(one.tls) if one.tls else None for one in fresh.settings.listeners]
+        identities = upstream_identities(fresh.settings)
+        pools = {
+            name: self.upstreams[name]
+            if self._identities.get(name) == identities[name]
+            else Upstream(target_of(upstream), self._clock)
+            for name, upstream in fresh.settings.upstreams.items()
+        }
+        dates = expiries(fresh.settings)
+        await asyncio.to_thread(occupancy.raise_hold, fresh.settings.hold_total)
         self._adopt(fresh, contexts, identities, pools)
         self._expiries = dates
         return ()
@@ -198,15 +204,16 @@ class Gateway:
             if rotating is not None and context is not None:
                 rotating.adopt(context)
         for listener in self._listeners:
-            listener.bounds = bounds_of(settings)
+            listener.limits = settings.limits
         retired = [pool for name, pool in self.upstreams.items() if pools.get(name) is not pool]
+        self._retired = [pool for pool in (*self._retired, *retired) if pool.statistics().in_use]
         self._identities, self.upstreams = identities, pools
         shared = settings.bulk.share is not None or before.settings.bulk.share is not None
         self.slots.adopt(fresh.layout, fresh.calendar, terms_of(settings), shared=shared)
         self.proxy.adopt(fresh, pools, self._refuser(settings))
         for pool in retired:
             pool.retire()
-        self._reload_ok, self._reloaded_at = True, self._clock.wall().timestamp()
+        self._reloaded_at = self._clock.wall().timestamp()
         for warning in fresh.warnings:
             self._log.warning("configuration", warning=warning)
         self._log.info("reloaded", upstreams_renewed=len(retired))
@@ -237,7 +244,7 @@ class Gateway:
     def _listener(self, handler: Handler, is_mass: Callable[[bytes], bool] = lambda _target: False) -> Listener:
         listener = Listener(
             handler,
-            bounds_of(self._settings),
+            self._settings.limits,
             self._tasks,
             turns=self._turns,
             is_mass=is_mass,
@@ -302,7 +309,7 @@ class Gateway:
             listening.close()
         for _, server in self._servers:
             await server.shutdown()
-        for upstream in self.upstreams.values():
+        for upstream in (*self.upstreams.values(), *self._retired):
             await upstream.close()
 
     def _state(self) -> tuple[bool, Mapping[str, object]]:

@@ -34,6 +34,12 @@ def safe_id(text: str) -> str:
     return text if _SAFE_ID.fullmatch(text) and not _LIKE_A_NATIONAL_NUMBER.search(text) else ""
 
 
+def nameable(text: str) -> str:
+    """Return a name from outside as it may stand in a log: the subject of a personal certificate (an eID's) holds its
+    owner's national number."""
+    return _LIKE_A_NATIONAL_NUMBER.sub("(withheld)", text)
+
+
 class LineWriter:
     """Writes lines from a thread of its own, some times a second. `close` writes what is left, for at most two seconds.
 

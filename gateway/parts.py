@@ -1,10 +1,9 @@
-"""What a configuration means to the parts that do not know it: admission, the listeners, the writer of faults.
+"""What a configuration means to the parts that do not know it: admission and the writer of faults.
 
 Pure: the same settings give the same terms.
 """
 
 from gateway.config import Settings
-from gateway.inbound import Bounds
 from gateway.slots import Terms
 from gateway.soap import FaultForm
 
@@ -22,19 +21,6 @@ def terms_of(settings: Settings) -> Terms:
         queue_length=bulk.queue_length,
         margin_min=bulk.margin_min,
         margin_max=bulk.margin_max,
-    )
-
-
-def bounds_of(settings: Settings) -> Bounds:
-    """Return what clients are held to."""
-    limits = settings.limits
-    return Bounds(
-        header_time=limits.header_time,
-        idle_time=limits.idle_time,
-        body_grace=limits.body_grace,
-        body_pace=limits.body_pace,
-        connections=limits.connections,
-        head_size=limits.head_size,
     )
 
 

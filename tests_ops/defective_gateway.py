@@ -13,5 +13,5 @@ async def _let_in(*_: object) -> None:
 
 if __name__ == "__main__":
     assert hasattr(Slots, "_admit"), "the defect is to be put where admission is now"
-    Slots._admit = _let_in  # type: ignore[method-assign, assignment]
+    Slots._admit = _let_in
     main()

@@ -2,7 +2,6 @@
 
 The rules are those of deploy/, with their thresholds; only their patience (`for`, intervals) is shortened.
 """
-# ruff: noqa: TID251
 
 import json
 import math

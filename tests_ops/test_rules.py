@@ -1,5 +1,4 @@
 """Prometheus' own tool reads, checks and tests what deploy/ gives it."""
-# ruff: noqa: S603, S607
 
 import subprocess
 

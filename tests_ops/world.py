@@ -2,7 +2,6 @@
 
 Everything that is started here is ended here, by its process; every wait has an end.
 """
-# ruff: noqa: S310, S603, TID251
 
 import json
 import socket

@@ -3,7 +3,6 @@
 from gateway.inbound.listener import Handler, Listener
 from gateway.inbound.request import (
     BodyTooLargeError,
-    Bounds,
     BrokenBodyError,
     ClientGoneError,
     Inbound,
@@ -13,7 +12,6 @@ from gateway.inbound.turns import Turns
 
 __all__ = [
     "BodyTooLargeError",
-    "Bounds",
     "BrokenBodyError",
     "ClientGoneError",
     "Handler",

@@ -93,7 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         listener = self._listener
         listener.connections.add(self)
-        if len(listener.connections) > listener.bounds.connections:
+        if len(listener.connections) > listener.limits.connections:
             listener.on_refused_connection()
             self._closing = True
             self._transport.write(_OVERLOADED)
@@ -169,10 +169,10 @@ class Connection(asyncio.BufferedProtocol):
             except httptools.HttpParserError as error:
                 self._unreadable(400, _TLS if data[:1] == b"\x16" else str(error))
             break
-        if self._unread > self._listener.bounds.head_size and self._fault is None:
+        if self._unread > self._listener.limits.head_size and self._fault is None:
             self._unreadable(431, "its header is too large")
         elif self._receiving is None and self._unread and self._header_timer is None:
-            time = self._listener.bounds.header_time
+            time = self._listener.limits.header_time
             self._header_timer = asyncio.get_running_loop().call_later(time, self._header_is_late)
 
     def _without_offer(self) -> bytes:
@@ -268,9 +268,9 @@ class Connection(asyncio.BufferedProtocol):
         parser, listener = self._parser, self._listener
         if parser is None or self._closing or self._fault is not None:
             return
-        if self._unread > listener.bounds.head_size:  # may be too large; counted only then
+        if self._unread > listener.limits.head_size:  # may be too large; counted only then
             size = sum(len(name) + len(value) + 4 for name, value in self._fields) + len(self._target)
-            if size > listener.bounds.head_size:
+            if size > listener.limits.head_size:
                 self._unreadable(431, "its header is too large")
                 return
         if parser.should_upgrade() and parser.get_method() != b"CONNECT":
@@ -278,7 +278,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         inbound = Inbound(
             self,
-            listener.bounds,
+            listener.limits,
             parser.get_method(),
             self._target,
             self._fields,

@@ -8,8 +8,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
+from gateway.config import Limits
 from gateway.inbound.connection import Connection
-from gateway.inbound.request import Bounds, Inbound
+from gateway.inbound.request import Inbound
 from gateway.inbound.turns import Turns
 
 READ_SIZE = 256 * 1024
@@ -31,7 +32,7 @@ class Listener:
     def __init__(
         self,
         handler: Handler,
-        bounds: Bounds,
+        limits: Limits,
         tasks: asyncio.TaskGroup,
         *,
         turns: Turns,
@@ -41,7 +42,7 @@ class Listener:
         on_refused_connection: Callable[[], None],
     ) -> None:
         self.handler = handler
-        self.bounds = bounds
+        self.limits = limits
         self.tasks = tasks
         self.turns = turns
         self.is_mass = is_mass
@@ -62,17 +63,17 @@ class Listener:
         """Note that a connection waits for a request."""
         self.idle[connection] = self._loop.time()
         if self._sweeper is None:
-            self._sweeper = self._loop.call_later(self.bounds.idle_time, self._sweep)
+            self._sweeper = self._loop.call_later(self.limits.idle_time, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeper = None
         loop = self._loop
-        due = loop.time() - self.bounds.idle_time + 0.001
+        due = loop.time() - self.limits.idle_time + 0.001
         while self.idle and next(iter(self.idle.values())) <= due:
             connection, _ = self.idle.popitem(last=False)
             connection.close()
         if self.idle:
-            self._sweeper = loop.call_at(next(iter(self.idle.values())) + self.bounds.idle_time, self._sweep)
+            self._sweeper = loop.call_at(next(iter(self.idle.values())) + self.limits.idle_time, self._sweep)
 
     async def shutdown(self) -> None:
         """End every connection."""

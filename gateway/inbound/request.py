@@ -15,8 +15,9 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from gateway.config import Limits
 
 if TYPE_CHECKING:
     from gateway.inbound.connection import Connection
@@ -49,26 +50,14 @@ class BodyTooLargeError(Exception):
         self.so_far = so_far
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How long and how much a client may take. Times in seconds, sizes in bytes."""
-
-    header_time: float = 10.0
-    idle_time: float = 75.0
-    body_grace: float = 10.0  #: a body may stand still for so long before its pace counts
-    body_pace: float = 1024.0  #: bytes a second, on average over a whole body
-    connections: int = 12_000
-    head_size: int = 65_536
-
-
 class Inbound:
     """A request. Made by the connection when its header is there; the body may still be coming."""
 
     __slots__ = (
-        "_bounds",
         "_broken",
         "_enough",
         "_has_come",
+        "_limits",
         "_parts",
         "_paused",
         "_size",
@@ -86,7 +75,7 @@ class Inbound:
     def __init__(
         self,
         connection: "Connection",
-        bounds: Bounds,
+        limits: Limits,
         method: bytes,
         target: bytes,
         headers: list[tuple[bytes, bytes]],
@@ -102,7 +91,7 @@ class Inbound:
         self.keeps_alive = keeps_alive  #: the client wants its connection to go on
         self.body_is_here = False  #: the whole body has arrived (true also when there is none)
         self.sent = 0  #: bytes of the answer written so far
-        self._bounds = bounds
+        self._limits = limits
         self._parts: list[bytes] = []
         self._size = 0
         self._has_come = False
@@ -190,7 +179,7 @@ class Inbound:
             elif self._broken is not None:
                 raise self._broken
             else:
-                allowed = started + self._bounds.body_grace + received / self._bounds.body_pace
+                allowed = started + self._limits.body_grace + received / self._limits.body_pace
                 if not await self._more_until(allowed):
                     raise SlowBodyError
 

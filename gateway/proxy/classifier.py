@@ -21,8 +21,7 @@ from gateway.proxy.calls import Call
 from gateway.proxy.wire import RequestFields, is_description, path_of
 from gateway.soap import Peek, PrefixCache, digesting
 from policies.classify import CallFacts, ClassDecision, SourceDecision, class_of
-from policies.model import Digest, TrafficClass
-from policies.suspicion import Suspicion
+from policies.model import Digest
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -70,29 +69,9 @@ class Classifier:
         fields: RequestFields,
         *,
         tagged: bool,
-        suspects: Suspicion | None,
-        now: float,
+        suspected: bool = False,
     ) -> ClassDecision:
-        """Decide the class of a call, without its body. With `suspects`, a client that behaves like a batch is one."""
-        decision = self._class_of(inbound, listener, target, fields, tagged=tagged, suspected=False)
-        if (
-            suspects is not None
-            and decision.traffic is TrafficClass.REALTIME
-            and suspects.is_suspect(decision.flow, now)
-        ):
-            return self._class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
-        return decision
-
-    def _class_of(
-        self,
-        inbound: Inbound,
-        listener: ListenerSettings,
-        target: bytes,
-        fields: RequestFields,
-        *,
-        tagged: bool,
-        suspected: bool,
-    ) -> ClassDecision:
+        """Decide the class of a call, without its body. `suspected`: its client behaves like a batch, which counts."""
         peer, subject = inbound.connection.peer, inbound.connection.subject
         basic_user = _basic_user(fields.first(b"authorization")) if self._reads_basic else ""
         agent = fields.first(b"user-agent") if self._rules else ""

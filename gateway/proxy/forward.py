@@ -23,12 +23,12 @@ from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
 from gateway.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
 from gateway.inbound.turns import ARRIVAL_S, Turns
-from gateway.log import EventLog
+from gateway.log import EventLog, nameable
 from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
 from gateway.proxy.classifier import Asked, Classifier
 from gateway.proxy.refusing import Refuser, plain, send
-from gateway.proxy.relay import SMALL, CutError, relay
+from gateway.proxy.relay import CutError, relay
 from gateway.proxy.wire import (
     RequestFields,
     Routes,
@@ -170,10 +170,9 @@ class Proxy:
             call.status, why = status_and_why or (404, "")
             return plain(inbound, call.status, why, call.request_id)
         call.route = route.prefix
-        suspects = self._suspicion if site.settings.suspicion.action == "bulk" else None
-        decision = site.classifier.class_of(
-            inbound, listener, target, fields, tagged=tagged, suspects=suspects, now=self._clock.boot()
-        )
+        decision = site.classifier.class_of(inbound, listener, target, fields, tagged=tagged)
+        if decision.traffic is TrafficClass.REALTIME and self._counts_as_bulk(site, decision.flow):
+            decision = site.classifier.class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
         call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
         if fields.first(b"expect").lower() == "100-continue":
             inbound.invite_body()
@@ -202,6 +201,9 @@ class Proxy:
     def _observes(self, site: Site) -> bool:
         return site.observes_until is not None and self._clock.wall() < site.observes_until
 
+    def _counts_as_bulk(self, site: Site, flow: str) -> bool:
+        return site.settings.suspicion.action == "bulk" and self._suspicion.is_suspect(flow, self._clock.boot())
+
     def _suspect(self, call: Call) -> None:
         now = self._clock.boot()
         before = self._suspicion.suspected(call.flow, call.label, now)
@@ -210,7 +212,7 @@ class Proxy:
             if not before:
                 self._log.warning(
                     "suspected bulk",
-                    flow=call.flow,
+                    flow=nameable(call.flow),
                     source=call.label,
                     remedy="If it is a batch, send it to /bulk/ or make a client rule of it; see the README.",
                 )
@@ -229,10 +231,7 @@ class Proxy:
             # Looked at once the answer has passed, or one of ours has to know what was asked: not in anybody's way.
             prepared.unseen = pieces
             outbound = prepared.outbound(inbound, None)
-            if len(pieces) == 1 and call.bytes_in <= SMALL:
-                outbound.body = pieces[0]
-            else:
-                outbound.pieces = pieces
+            outbound.pieces = pieces
             return await self._exchange(inbound, call, prepared, outbound, None)
         stream = prepared.site.classifier.looked_at(inbound, call, prepared.asked)
         return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None, stream), None)
@@ -284,8 +283,9 @@ class Proxy:
             call.would_refuse = self._slots.would_refuse(sources)
         for _ in range(_ADMISSIONS):
             asked = perf_counter()
+            hold_s = prepared.site.settings.hold_total
             try:
-                async with self._slots.slot(sources, call.flow, observe=observe) as slot:
+                async with self._slots.slot(sources, call.flow, hold_s=hold_s, observe=observe) as slot:
                     call.waited += perf_counter() - asked
                     call.pools = slot.pools  # those of a configuration that came meanwhile
                     return await self._exchange(inbound, call, prepared, outbound, slot)

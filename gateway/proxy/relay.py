@@ -12,10 +12,8 @@ Never looks into a body, never retries.
 
 from gateway.inbound import ClientGoneError, Inbound
 from gateway.proxy.wire import answer_fields, answer_head
-from gateway.upstream import Answer, UpstreamError
+from gateway.upstream import SMALL, Answer, UpstreamError
 
-SMALL = 16_384
-"""Octets up to which joining pieces is cheaper than giving the kernel several."""
 _CHUNKED = b"Transfer-Encoding: chunked"
 _CLOSE = b"Connection: close"
 _LAST_CHUNK = b"0\r\n\r\n"

@@ -37,8 +37,6 @@ from policies.windows import Calendar
 
 MEAN_WEIGHT = 0.1
 """Weight of a new duration in a pool's running mean, which predicts waits: the last ten calls or so."""
-
-
 LONGEST_PREDICTION_S = 3600.0
 """A pool without slots would make a caller come back never; an hour later its configuration may have changed."""
 
@@ -88,7 +86,7 @@ class Slots:
         self._table = self._new_table()
         self._tickets = count(1)
         self._waiters: dict[Ticket, _Waiter] = {}
-        self._deadlines = Deadlines(lambda ticket: ticket in self._waiters, self._time_is_over)
+        self._deadlines = Deadlines(self._waiters, self._time_is_over)
         self._slots: dict[Ticket, Slot] = {}  # whose place in the table is taken
         self._count = InProgress()
         self._office_hours_starts = 0
@@ -100,17 +98,21 @@ class Slots:
     # One call.
 
     @asynccontextmanager
-    async def slot(self, sources: frozenset[str], owner: str, *, observe: bool = False) -> AsyncIterator[Slot]:
+    async def slot(
+        self, sources: frozenset[str], owner: str, *, hold_s: float = 0.0, observe: bool = False
+    ) -> AsyncIterator[Slot]:
         """Hold a slot in each pool of `sources` for the duration of the block, and until the sources are done.
 
-        With `observe` nothing is refused and nobody waits: the call is counted, and that is all.
+        Args:
+            hold_s: the T of the configuration that the call came under, if that is longer than the one in force.
+            observe: nothing is refused and nobody waits; the call is counted, and that is all.
 
         Raises:
             RefusedError: the call was turned away; nothing was sent.
         """
         ticket = Ticket(next(self._tickets))
-        guard = self._observing_guard() if observe else partial(self._window.may_start, sources)
-        slot = Slot(ticket, sources, self.pools_of(sources), guard, self._terms.hold_s)
+        guard = self._observing_guard() if observe else partial(self._may_start, ticket, sources)
+        slot = Slot(ticket, sources, self.pools_of(sources), guard, max(hold_s, self._terms.hold_s))
         pacers: list[tuple[deque[AsyncLimiter], AsyncLimiter]] = []
         try:
             if not observe:
@@ -192,12 +194,8 @@ class Slots:
     def _enter(self, slot: Slot, *, watched: bool) -> None:
         self._slots[slot.ticket] = slot
         if above := self._count.enter(slot.pools, self._caps() if watched else None):
-            self._log.error(
-                "cap violated",
-                pool=above,
-                in_use=self._count.busy[above],
-                remedy="Stop bulk, and report this line: it is a defect.",
-            )
+            remedy = "Stop bulk, and report this line: it is a defect."
+            self._log.error("cap violated", pool=above, in_use=self._count.busy[above], remedy=remedy)
 
     def _end(self, ticket: Ticket, slot: Slot) -> None:
         if slot.busy_until is None or ticket not in self._slots:
@@ -212,9 +210,7 @@ class Slots:
     def _expire(self, ticket: Ticket, until: float) -> None:
         if ticket not in self._slots:
             return
-        if (
-            self._clock.boot() < until
-        ):  # the loop's clock stands still while the machine is suspended; the boot clock counts
+        if self._clock.boot() < until:  # the loop's clock stands while the machine is suspended; the boot clock counts
             self._expire_at(ticket, until)
         else:
             self._leave(ticket)
@@ -241,6 +237,17 @@ class Slots:
             self._mean_s[pool] = mean + MEAN_WEIGHT * (took_s - mean)
 
     # What speaks against it.
+
+    def _may_start(self, ticket: Ticket, sources: frozenset[str], now: float) -> bool:
+        """Guard a slot: the window is open and, before the first byte, no cap was lowered since the slot was given."""
+        slot = self._slots.get(ticket)
+        if slot is None:
+            return False
+        if slot.started_at is None:
+            pools = self._layout.pools
+            if any(self._count.busy[pool] > pools[pool].slots for pool in slot.pools):
+                return False
+        return self._window.may_start(sources, now)
 
     def _observing_guard(self) -> Callable[[float], bool]:
         counted = False

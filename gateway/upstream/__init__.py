@@ -5,7 +5,7 @@ header, and aiohttp's ClientSession is 58 % of a proxy's CPU (measured). `exchan
 `answer`, `tls` and `troubles` are behind it.
 """
 
-from gateway.upstream.answer import Answer
+from gateway.upstream.answer import SMALL, Answer
 from gateway.upstream.exchange import Outbound
 from gateway.upstream.pool import ConnectionStatistics, Upstream, UpstreamTarget, target_of
 from gateway.upstream.tls import client_context
@@ -19,6 +19,7 @@ from gateway.upstream.troubles import (
 )
 
 __all__ = [
+    "SMALL",
     "Answer",
     "BrokenAnswerError",
     "ConnectionStatistics",

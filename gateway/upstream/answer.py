@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 
 from gateway.upstream.troubles import UpstreamError
 
+SMALL = 16_384
+"""Octets up to which joining pieces is cheaper than giving the kernel several."""
 HIGH_WATER = 256 * 1024
 """Bytes of an answer that may wait for a slow client, besides what the kernel holds."""
 

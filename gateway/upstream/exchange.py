@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from gateway.upstream.answer import Answer
+from gateway.upstream.answer import SMALL, Answer
 from gateway.upstream.connection import Connection
 from gateway.upstream.troubles import BrokenAnswerError, GuardClosedError, UpstreamError, UpstreamTimeoutError
 from policies.model import Slot
@@ -139,7 +139,7 @@ class Exchange:
 
     def _send_whole(self, connection: Connection) -> None:
         outbound = self._outbound
-        if outbound.pieces is not None and not outbound.chunked:
+        if outbound.pieces is not None and not outbound.chunked and sum(map(len, outbound.pieces)) > SMALL:
             connection.send(outbound.head(), *outbound.pieces)
         else:
             connection.send(self._whole())

@@ -21,7 +21,7 @@ from gateway.config import UpstreamSettings
 from gateway.upstream.connection import Connection
 from gateway.upstream.exchange import Exchange, Outbound
 from gateway.upstream.tls import Tls, client_context
-from gateway.upstream.troubles import TlsError, UnreachableError
+from gateway.upstream.troubles import UnreachableError, UpstreamError
 from policies.model import Clock, Slot
 
 READ_SIZE = 256 * 1024
@@ -163,7 +163,7 @@ class Upstream:
                 connection = await self._connected()
                 await connection.secured
             self._is_up = True
-        except TlsError:
+        except UpstreamError:  # the TLS handshake failed, or broke off
             self._is_up = False
             raise
         except TimeoutError:

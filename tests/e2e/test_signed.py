@@ -29,7 +29,7 @@ class Signing(BinarySignature):
             WSU.Expires((now + timedelta(minutes=5)).isoformat(timespec="seconds")),
         )
         security.append(timestamp)
-        return super().apply(envelope, headers)  # type: ignore[no-any-return]  # zeep has no types
+        return super().apply(envelope, headers)
 
     def verify(self, envelope: etree._Element) -> etree._Element:
         return envelope

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import trustme
 
 from gateway.config import load
 from gateway.occupancy import Occupancy, boot_id
+from gateway.parts import terms_of
 from gateway.reloading import marks_of, needs_restart, upstream_identities
+from gateway.slots import PoolStatistics
+from policies.pools import Layout
 from tests.conftest import Running, closed, envelope, gateway_over, post, raw_server, whole_answer
 from tests.gateway.proxy.test_limits import scraped
 
@@ -70,7 +74,10 @@ async def test_calls_queues_and_counters_survive_and_a_lowered_cap_stops_starts_
     ):
         async with asyncio.TaskGroup() as tasks:
             calls = [tasks.create_task(run.ask(post("/bulk/x", envelope()))) for _ in range(10)]
-            pool = lambda: run.gateway.slots.statistics().pools["base"]  # noqa: E731
+
+            def pool() -> PoolStatistics:
+                return run.gateway.slots.statistics().pools["base"]
+
             await until(lambda: source.working == 4 and pool().waiting == 6)
             rewrite(run, "slots: 4", "slots: 1")
             assert await reloaded(run) == ()
@@ -253,3 +260,99 @@ def test_an_upstream_is_the_same_when_its_files_were_written_anew_and_another_wh
     assert upstream_identities(configuration.settings) == before
     trustme.CA().cert_pem.write_to_path(str(authority))
     assert upstream_identities(configuration.settings) != before
+
+
+async def test_what_was_granted_and_has_not_begun_is_taken_back_by_a_lowered_cap(tmp_path: Path) -> None:
+    """Between the grant and the first octet: waiting for its task, for its pace, or for a connection."""
+    source = Gate()
+    extra = "bulk: {refusal_delay: 0s, queue_time: 20s, pools: {base: {slots: 4, rate: 4/s}}}\n"
+    async with (
+        raw_server(source.answer) as server,
+        gateway_over(tmp_path, server.url, extra=extra, upstream="call_timeout: 30s, hold: 30s") as run,
+    ):
+        slots = run.gateway.slots
+
+        async def paced() -> None:
+            async with slots.slot(frozenset({"bcss"}), "a") as slot:
+                assert slot.may_start(run.clock.boot()), "the first of each limiter is not made to wait"
+                slot.settle()
+
+        for _ in range(4):
+            await paced()  # each limiter has been used: the next start in it waits a second
+        calls = [asyncio.ensure_future(run.ask(post("/bulk/x", envelope()), timeout=20)) for _ in range(6)]
+        await until(lambda: slots.statistics().pools["base"].in_use == 4)
+        assert source.working == 0
+        rewrite(run, "slots: 4", "slots: 1")
+        assert await reloaded(run) == ()
+        await until(lambda: source.working == 1)
+        await asyncio.sleep(1.2)  # by now all four would have begun
+        assert source.peak == 1
+        source.may_answer.set()
+        answers = await asyncio.gather(*calls)
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+        assert source.peak == 1
+        assert slots.statistics().violations == 0
+
+
+async def test_a_grant_whose_task_has_not_run_yet_is_taken_back(tmp_path: Path) -> None:
+    async with raw_server(OK) as server, gateway_over(tmp_path, server.url) as run:
+        slots, base = run.gateway.slots, frozenset({"bcss"})
+        configuration = run.gateway._configuration
+        began: list[int] = []
+
+        async def call(number: int) -> None:
+            async with slots.slot(base, "a"):
+                began.append(number)
+                await asyncio.sleep(0.05)
+
+        async with asyncio.TaskGroup() as tasks:
+            async with slots.slot(base, "a"), slots.slot(base, "a"), slots.slot(base, "a"), slots.slot(base, "a"):
+                for number in range(4):
+                    tasks.create_task(call(number))
+                await until(lambda: slots.statistics().pools["base"].waiting == 4)
+            # All four were granted as the block ended, and none of their tasks has run.
+            assert began == []
+            pools = [
+                replace(pool, slots=1) if pool.name == "base" else pool for pool in configuration.layout.pools.values()
+            ]
+            slots.adopt(Layout(pools), configuration.calendar, terms_of(configuration.settings), shared=False)
+            assert slots.statistics().pools["base"].waiting == 3
+        assert began == [0, 1, 2, 3]
+        assert slots.statistics().violations == 0
+
+
+async def test_a_reload_that_closes_the_window_refuses_who_waits(tmp_path: Path) -> None:
+    source = Gate()
+    extra = "windows: {holidays: open}\nbulk: {refusal_delay: 0s, queue_time: 20s}\n"
+    async with (
+        raw_server(source.answer) as server,
+        gateway_over(tmp_path, server.url, extra=extra, upstream="call_timeout: 30s, hold: 30s") as run,
+    ):
+        calls = [asyncio.ensure_future(run.ask(post("/bulk/x", envelope()), timeout=20)) for _ in range(6)]
+        await until(lambda: source.working == 4 and run.gateway.slots.statistics().pools["base"].waiting == 2)
+        rewrite(run, "holidays: open", f"closed_dates: ['{run.clock.wall():%Y-%m-%d}']")
+        assert await reloaded(run) == ()
+        await until(lambda: sum(call.done() for call in calls) == 2)
+        assert all(b"<reason>office_hours</reason>" in call.result() for call in calls if call.done())
+        source.may_answer.set()
+        await asyncio.gather(*calls)
+        assert source.peak == 4
+        assert run.gateway.slots.statistics().office_hours_starts == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00\xff\xfe", b"a: [", b"&a [*a]", b"[" * 20_000, b"!!python/object:x {}", None]
+)
+async def test_whatever_the_file_holds_the_gateway_goes_on(tmp_path: Path, content: bytes | None) -> None:
+    extra = "watch_files: 20ms\n"
+    async with raw_server(OK) as server, gateway_over(tmp_path, server.url, extra=extra) as run:
+        path = run.gateway._configuration.path
+        whole = path.read_bytes()
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+        await until(lambda: not run.gateway._reload_ok)
+        assert (await run.ask(post("/x", envelope()))).startswith(b"HTTP/1.1 200")
+        path.write_bytes(whole)
+        await until(lambda: run.gateway._reload_ok)

@@ -30,7 +30,7 @@ def test_a_call_without_any_sign_is_what_its_listener_says() -> None:
     ],
 )
 def test_any_sign_raises_a_call_whoever_sends_it(signs: dict[str, object], rule: str) -> None:
-    decision = class_of(replace(PLAIN, **signs), [BY_NETWORK])  # type: ignore[arg-type]
+    decision = class_of(replace(PLAIN, **signs), [BY_NETWORK])
     assert (decision.traffic, decision.rule) == (BULK, rule)
 
 
@@ -50,7 +50,7 @@ def test_a_run_that_is_named_is_returned() -> None:
 )
 def test_every_criterion_may_raise(criteria: dict[str, object]) -> None:
     facts = replace(PLAIN, tls_subject="CN=batch", basic_user="batch", user_agent="batch/1.0")
-    rule = ClientRule("batch", traffic=BULK, **criteria)  # type: ignore[arg-type]
+    rule = ClientRule("batch", traffic=BULK, **criteria)
     assert class_of(facts, [rule]).rule == "client rule batch"
     other = replace(PLAIN, peer="192.0.2.1", user_agent="person")
     assert class_of(other, [rule]).traffic is REALTIME

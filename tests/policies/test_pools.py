@@ -48,4 +48,4 @@ def test_a_share_is_a_part_of_the_cap_and_nothing_where_it_is_not_named() -> Non
 @pytest.mark.parametrize("named", ["slots", "rates", "share"])
 def test_a_pool_that_the_reading_does_not_make_is_named(named: str) -> None:
     with pytest.raises(ValueError, match='there is no pool "other"; there are: base, cin, onss, unclassified'):
-        layout(SOURCES, Reading.DEFAULT, **{named: {"other": 1}})  # type: ignore[arg-type]
+        layout(SOURCES, Reading.DEFAULT, **{named: {"other": 1}})

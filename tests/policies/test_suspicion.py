@@ -298,7 +298,7 @@ def test_a_clock_that_stands_still_suspects_nobody(after: float) -> None:
 )
 def test_thresholds_that_cannot_be_judged_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        Thresholds(**wrong)  # type: ignore[arg-type]
+        Thresholds(**wrong)
 
 
 def test_a_call_costs_microseconds() -> None:

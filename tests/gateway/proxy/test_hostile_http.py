@@ -292,7 +292,7 @@ async def test_full_queues_refuse_at_once_and_delayed_refusals_are_bounded(tmp_p
     assert sum(b"<reason>queue_full</reason>" in answer for answer in answers) == 43
 
 
-async def test_ten_thousand_parked_calls_are_taken_and_none_is_lost(tmp_path: Path) -> None:
+async def test_as_many_calls_are_parked_as_there_may_be_files_and_none_is_lost(tmp_path: Path) -> None:
     """As many as this process may have files for: client and gateway share them here. `make bench` has 10,000."""
     import resource
 

@@ -53,3 +53,31 @@ async def test_a_client_certificate_is_verified_and_makes_its_calls_bulk(tmp_pat
         assert b"class=bulk" in await whole_answer(reader)
         await closed(writer)
     assert '"rule":"client rule payroll"' in run.log.read_text()
+
+
+async def test_a_national_number_in_a_personal_certificate_is_not_logged(tmp_path: Path) -> None:
+    """An eID's subject holds it; such a client may call in bulk, and be suspected."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    own = authority.issue_cert("x.example", common_name="Fictive Person 00000000097")
+    own.private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+    extra = (
+        "listeners: [{address: 127.0.0.1, port: 0, tls: {certificate: server.pem, client_ca: ca.pem, "
+        "client_certificate: required}}]\n"
+    )
+    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    context.load_cert_chain(tmp_path / "client.pem")
+    async with raw_server(OK) as server, gateway_over(tmp_path, server.url, extra=extra) as run:
+        reader, writer = await asyncio.open_connection("127.0.0.1", run.port, ssl=context)
+        writer.write(post("/bulk/x", envelope()))
+        assert (await whole_answer(reader)).startswith(b"HTTP/1.1 200")
+        for _ in range(55):
+            writer.write(post("/x", envelope()))
+            await whole_answer(reader)
+            run.clock.skip(seconds=1.2)
+        await closed(writer)
+    log = run.log.read_text()
+    assert '"event":"suspected bulk"' in log
+    assert "CN=Fictive Person (withheld)" in log
+    assert "00000000097" not in log

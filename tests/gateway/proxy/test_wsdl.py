@@ -27,7 +27,7 @@ async def test_addresses_lead_to_the_gateway(tmp_path: Path, morning: JumpingClo
     said: list[bytes] = []
 
     async def serve(writer: object, _request: bytes) -> None:
-        writer.write(answer((WSDL % server.url).encode()))  # type: ignore[attr-defined]  # a StreamWriter
+        writer.write(answer((WSDL % server.url).encode()))
 
     async with raw_server(serve) as server, gateway_over(tmp_path, server.url, extra=ROUTE, clock=morning) as run:
         request = f"GET {tag}/soa/a?wsdl HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nAccept: */*\r\n\r\n"

@@ -37,18 +37,18 @@ class LoopClock:
 
 
 def made(start: str = "2026-11-24T20:00", *, clock: LoopClock | None = None, **given: object) -> Slots:
-    pools = layout(SOURCES, Reading.DEFAULT, rates=given.pop("rates", {}), slots=given.pop("slots", {}))  # type: ignore[arg-type]
+    pools = layout(SOURCES, Reading.DEFAULT, rates=given.pop("rates", {}), slots=given.pop("slots", {}))
     occupied, cooling = given.pop("occupied", ()), given.pop("cooling_until", None)
-    terms = Terms(hold_s=60.0, **given)  # type: ignore[arg-type]
+    terms = Terms(hold_s=60.0, **given)
     clock = clock or LoopClock(start)
     log = EventLog(clock, lambda _line: None)
     calendar = Calendar(BRUSSELS, OFFICE)
-    return Slots(pools, calendar, clock, terms, log, cooling_until=cooling, occupied=occupied)  # type: ignore[arg-type]
+    return Slots(pools, calendar, clock, terms, log, cooling_until=cooling, occupied=occupied)
 
 
 async def call(slots: Slots, seconds: float = 1.0, *, owner: str = "a") -> float:
     """Make a call that takes some time; return when its slot was had."""
-    clock: LoopClock = slots._clock  # type: ignore[assignment]
+    clock: LoopClock = slots._clock
     async with slots.slot(ONSS, owner) as slot:
         assert slot.may_start(clock.boot())
         had = clock.boot() - 1000.0
@@ -117,7 +117,7 @@ async def test_a_waiter_cancelled_in_the_instant_of_its_grant_passes_the_slot_on
 
 async def test_a_slot_outlives_its_block_until_it_is_settled_or_t_has_passed() -> None:
     slots, kept = made(), []
-    clock: LoopClock = slots._clock  # type: ignore[assignment]
+    clock: LoopClock = slots._clock
     for _ in range(2):
         async with slots.slot(ONSS, "a") as slot:
             assert slot.may_start(clock.boot())
@@ -181,7 +181,7 @@ async def test_bulk_may_park_before_an_opening_that_is_near() -> None:
 
 async def test_who_waits_at_closing_is_told_and_nothing_starts_that_cannot_end_in_time() -> None:
     slots = made("2026-11-24T07:59", queue_time=600.0)
-    clock: LoopClock = slots._clock  # type: ignore[assignment]
+    clock: LoopClock = slots._clock
     held: list[Slot] = []
     for _ in range(2):
         async with slots.slot(ONSS, "a") as slot:
@@ -210,7 +210,7 @@ async def test_calls_that_are_known_to_be_quick_may_start_later() -> None:
 
 async def test_when_the_wall_clock_jumps_both_readings_must_be_open() -> None:
     slots = made("2026-11-24T09:30")
-    clock: LoopClock = slots._clock  # type: ignore[assignment]
+    clock: LoopClock = slots._clock
     clock.set_by = timedelta(hours=10)  # says 19:30; the boot clock says it is still 09:30
     assert (await refused(slots)).reason is Reason.OFFICE_HOURS
     await asyncio.sleep(8 * 3600)  # now it is 17:30 by one and 03:30 by the other
@@ -282,7 +282,7 @@ async def test_a_rate_paces_the_starts() -> None:
 
 async def test_observing_refuses_nobody_and_counts_what_starts_in_office_hours() -> None:
     slots = made("2026-11-24T09:30")
-    clock: LoopClock = slots._clock  # type: ignore[assignment]
+    clock: LoopClock = slots._clock
 
     async def observed() -> None:
         async with slots.slot(ONSS, "a", observe=True) as slot:

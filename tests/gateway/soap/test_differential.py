@@ -81,10 +81,20 @@ def parsed(octets: bytes) -> etree._Element | None:
 
 
 def refuses_a_namespace(octets: bytes) -> bool:
-    """Say whether lxml stumbles over a namespace that is no URI (it was damaged): XML does not demand one."""
+    """Say whether lxml stumbles over a namespace that is no URI (damage made it so): XML does not demand one."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True)
-    etree.fromstring(octets, parser)
-    return any("is not a valid URI" in one.message for one in parser.error_log)
+    root = etree.fromstring(octets, parser)
+    if any("is not a valid URI" in one.message for one in parser.error_log):
+        return True
+    string = root.find(f".//{{{CONNECTOR}}}xmlString") if root is not None else None
+    inside = document_in(string) if string is not None else b""
+    return bool(inside) and refuses_a_namespace(inside)
+
+
+def document_in(string: etree._Element) -> bytes:
+    """Return the document inside `xmlString`, without its declaration: it is text, whatever encoding it declares."""
+    text = "".join(string.itertext(with_tail=False)).lstrip("\ufeff \t\r\n")
+    return (text.partition("?>")[2] if text.startswith("<?xml") else text).encode()
 
 
 def oracle(octets: bytes) -> Asked | None:  # noqa: PLR0911  # a list of what makes it none
@@ -105,8 +115,7 @@ def oracle(octets: bytes) -> Asked | None:  # noqa: PLR0911  # a list of what ma
     operation = etree.QName(operations[0])
     if (operation.namespace, operation.localname) != (CONNECTOR, "xmlString"):
         return ((operation.namespace or "", operation.localname, ""),)
-    text = "".join(operations[0].itertext(with_tail=False)).lstrip("\ufeff \t\r\n")
-    document = parsed(text.partition("?>")[2].encode() if text.startswith("<?xml") else text.encode())
+    document = parsed(document_in(operations[0]))
     if document is None or document.tag != f"{{{SSDN}}}SSDNRequest":
         return None
     asked = [

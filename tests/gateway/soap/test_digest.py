@@ -70,7 +70,7 @@ def test_sources_that_are_named_are_read_where_the_catalogue_says_so() -> None:
 )
 def test_the_classic_style_is_read_however_its_string_is_written(written: object) -> None:
     text = ssdn(request("One"), request("XMLite", "20051206", LITE))
-    found = digest(connector(written(text)))  # type: ignore[operator]
+    found = digest(connector(written(text)))
     inner = "{http://www.ksz-bcss.fgov.be/XmlSchema}L950"
     assert found.style is Style.SSDN
     assert found.operations == (
@@ -127,7 +127,7 @@ def raw_deflate(data: bytes) -> bytes:
     ],
 )
 def test_a_compressed_body_is_read(coding: str, packed: object) -> None:
-    body = packed(soa().encode())  # type: ignore[operator]
+    body = packed(soa().encode())
     assert digest(body, content_encoding=coding).operations == (ASK,)
     peek = Peek("text/xml", coding, {})
     for octet in body:
@@ -278,7 +278,7 @@ def test_a_prefix_that_decides_is_remembered_and_no_other() -> None:
     cache, kind = PrefixCache(), "text/xml"
 
     def learnt(body: bytes, selectors: object = None) -> None:
-        peek = Peek(kind, "", selectors or {})  # type: ignore[arg-type]
+        peek = Peek(kind, "", selectors or {})
         peek.feed(body)
         cache.learn(body, kind, peek)
 

@@ -19,7 +19,7 @@ HOSTILE = "<&]]>\"'"
 
 
 def refusal(reason: Reason, **facts: object) -> Refusal:
-    return Refusal(reason, HOSTILE, source="onss", pool="onss", **facts)  # type: ignore[arg-type]
+    return Refusal(reason, HOSTILE, source="onss", pool="onss", **facts)
 
 
 @pytest.mark.parametrize("reason", Reason)

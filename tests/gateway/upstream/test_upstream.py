@@ -32,7 +32,7 @@ POST = Outbound(b"POST", b"/x", [(b"Host", b"x"), (b"Content-Length", b"2")], b"
 
 def upstream(url: str, **terms: object) -> Upstream:
     port = int(url.rpartition(":")[2])
-    return Upstream(UpstreamTarget("127.0.0.1", port, **terms), JumpingClock())  # type: ignore[arg-type]
+    return Upstream(UpstreamTarget("127.0.0.1", port, **terms), JumpingClock())
 
 
 def slot(guard: Callable[[float], bool] = lambda _now: True) -> Slot:
@@ -373,7 +373,7 @@ async def test_a_body_that_breaks_off_raises_its_own_error_and_is_not_sent_whole
     async with raw_server(OK) as server:
         pool = upstream(server.url)
         with pytest.raises(TornError):
-            await ask(pool, Outbound(b"POST", b"/x", [(b"Content-Length", b"99")], stream=torn()))  # type: ignore[arg-type]
+            await ask(pool, Outbound(b"POST", b"/x", [(b"Content-Length", b"99")], stream=torn()))
         await pool.close()
     assert server.requests == []
 
