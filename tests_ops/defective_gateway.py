@@ -1,5 +1,7 @@
 """A gateway whose admission lets everybody in: the one way to see the count of cap violations move.
 
+Its guard is whole: what admission let in above the cap does not start.
+
 Run as `python -m tests_ops.defective_gateway serve --config FILE`.
 """
 

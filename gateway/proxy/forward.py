@@ -294,7 +294,7 @@ class Proxy:
                 raise
             except GuardClosedError:
                 continue
-        raise RefusedError(Reason.OFFICE_HOURS)
+        raise RefusedError(self._slots.would_refuse(sources) or Reason.QUEUE_TIMEOUT)
 
     # Both.
 
