@@ -4,7 +4,7 @@ Everything here is a value, except `Slot`, the one thing that admission and the 
 the upstream asks it before every write and settles it when the source is done. Only `gateway.slots` makes one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -92,7 +92,12 @@ class Reason(StrEnum):
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
     COOLING_DOWN = "cooling_down"
+    HELD = "held"
+    RUN_PAUSED = "run_paused"
     UNKNOWN_RUN = "unknown_run"
+    NOT_STORABLE = "not_storable"
+    STORE_UNAVAILABLE = "store_unavailable"
+    LAYOUT_CONFLICT = "layout_conflict"
     SHUTTING_DOWN = "shutting_down"
     TOO_LARGE = "too_large"
     MALFORMED = "malformed"
@@ -100,6 +105,113 @@ class Reason(StrEnum):
     UPSTREAM_TLS = "upstream_tls"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     UPSTREAM_BROKEN = "upstream_broken"
+
+
+class RunState(StrEnum):
+    """How a run stands. `policies.runs` says which changes exist."""
+
+    LOADING = "loading"  #: items may still be added
+    READY = "ready"  #: complete, and nothing of it is being sent: it waits for its turn, a window, a slot
+    RUNNING = "running"  #: a part of it is being sent
+    PAUSED = "paused"  #: stopped until somebody resumes it
+    COMPLETED = "completed"  #: every item is settled
+    CANCELLED = "cancelled"  #: a person ended it; what was settled stays
+    FAILED = "failed"  #: it cannot go on, and never will
+
+
+class ItemState(StrEnum):
+    """How an item stands. The last four are settled: one of them, once."""
+
+    WAITING = "waiting"
+    SENT = "sent"  #: it may have reached the source, and nothing is known yet
+    DONE = "done"
+    REJECTED = "rejected"  #: the answer says that the request cannot succeed as it is
+    FAILED = "failed"  #: attempts are used up, or it can never be sent
+    IN_DOUBT = "in_doubt"  #: nobody knows whether it reached the source, and it may not be repeated: a person decides
+
+
+class RunKind(StrEnum):
+    """Where a run's items come from."""
+
+    FILE = "file"  #: submitted as a whole
+    ASYNC = "async"  #: callers' own calls, stored one by one (`Prefer: respond-async`, `closed: queue`)
+    CLIENT = "client"  #: a client loops by itself and tags its calls `X-Bulk-Run`; nothing of it is stored
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRow:
+    """One slot of a pool that several gateways share, as it stands in their common store."""
+
+    pool: str
+    n: int  #: 1 to the pool's cap
+    token: int  #: grows with each change of holder
+    renewal: int = 0  #: grows while the holder lives
+    holder: str = ""  #: empty: released
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingReplica:
+    """How long another gateway's oldest caller has waited for a pool."""
+
+    holder: str
+    pool: str
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRow:
+    """What caps and times the rows stand for; all gateways must agree."""
+
+    digest: str  #: of source -> pool, caps, T and L
+    lease_s: float  #: L of those who wrote it
+    caps: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotBook:
+    """All rows as one statement saw them."""
+
+    layout: LayoutRow | None
+    rows: tuple[SlotRow, ...]
+    waiting: tuple[WaitingReplica, ...] = ()
+
+
+class StoreDownError(Exception):
+    """The store cannot be reached, or did not answer in time. What was asked may or may not have happened."""
+
+
+class LeaseStore(Protocol):
+    """Slots as rows that several gateways share (design section 5). Every method is one transaction.
+
+    Tokens and renewal numbers are compared, never clocks. Each method raises `StoreDownError` when no answer came; what
+    was asked may have happened all the same.
+    """
+
+    async def observe(self) -> SlotBook:
+        """Return everything, as of one moment."""
+
+    async def install(self, layout: LayoutRow, seen: SlotBook) -> bool:
+        """Put a layout in place of the one in `seen`, if layout and rows still stand exactly as seen. New rows get a
+        holder that nobody is, and a token higher than any before: born occupied. Rows that both layouts have stay
+        as they are. Return whether it happened."""
+
+    async def take(self, digest: str, holder: str, rows: tuple[SlotRow, ...]) -> tuple[SlotRow, ...]:
+        """Take all of these rows, or none: each must still have the token and renewal number that it was seen with,
+        and the layout this digest. Return them as they are now (token + 1, renewal 0), or nothing."""
+
+    async def renew(self, digest: str, holder: str, rows: tuple[SlotRow, ...]) -> tuple[SlotRow, ...]:
+        """Raise the renewal number of those of these rows that are still held with the same token, under this digest,
+        and return them; release every other row of this holder (a take whose answer was lost)."""
+
+    async def release(self, holder: str, rows: tuple[SlotRow, ...]) -> None:
+        """Release those of these rows that are still held with the same token, and wake who waits for their pools."""
+
+    async def wait(self, holder: str, waited_s: Mapping[str, float]) -> tuple[WaitingReplica, ...]:
+        """Say for how long the oldest caller here has waited, by pool (none: nobody waits); return the others who wait,
+        and have said so within the last second."""
+
+    async def woken(self, timeout_s: float) -> None:
+        """Return when a pool's slot was released that somebody waited for, or when the time is over."""
 
 
 @dataclass(frozen=True, slots=True)

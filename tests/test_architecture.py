@@ -29,10 +29,12 @@ PURE = {
 }
 # Each third-party library has its homes; elsewhere it would be a second way to do one thing.
 HOMES = {
-    "aiohttp": {"gateway/simulator", "gateway/cli/demo.py"},
+    "aiohttp": {"gateway/simulator", "gateway/admin", "gateway/cli"},
     "aiohappyeyeballs": {"gateway/upstream"},
     "aiolimiter": {"gateway/slots"},
-    "cryptography": {"gateway/certificates.py"},
+    "asyncpg": {"gateway/store"},
+    "backports": {"gateway/sealing.py"},
+    "cryptography": {"gateway/certificates.py", "gateway/sealing.py"},
     "holidays": {"gateway/config"},
     "httptools": {"gateway/upstream", "gateway/inbound"},
     "lxml": {"gateway/simulator", "gateway/cli/demo.py"},

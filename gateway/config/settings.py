@@ -10,35 +10,31 @@ Never reads a file, a clock or the environment.
 
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, SecretStr
 
 from gateway.config.endpoints import (
     HOUR,
+    Address,
     Client,
     Endpoint,
     Flag,
     Line,
     Listener,
     Name,
+    Port,
     Route,
     Section,
     UpstreamSettings,
 )
-from gateway.config.values import At, Day, Duration, Moment, Rate, Size, unfit
+from gateway.config.values import At, Day, Duration, Moment, Rate, Secret, Size, Text
 from policies.pools import Reading
 
 MIB = 1024 * 1024
 
 Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 ErrorStatus = Annotated[int, Field(strict=True, ge=400, le=599)]
-
-
-def _closed(value: Any) -> Any:
-    if value == "queue":
-        raise unfit('"queue" needs stored queues, which come with mass runs', "Use refuse or park.")
-    return value
 
 
 class Observe(Section):
@@ -74,8 +70,10 @@ class Bulk(Section):
     total_bulk: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = Field(
         default=None, description="Most bulk calls in progress over all pools. Left out: the pools alone bound it."
     )
-    closed: Annotated[Literal["refuse", "park"], BeforeValidator(_closed)] = Field(
-        default="refuse", description="Bulk in closed hours. refuse: a caller held for hours times out and tries again."
+    closed: Literal["refuse", "park", "queue"] = Field(
+        default="refuse",
+        description="Bulk in closed hours. refuse: a caller held for hours times out and tries again. queue: stored, "
+        "and answered with 202 and where the answer will be.",
     )
     park_time: Annotated[float, Duration(0, 24 * HOUR)] = Field(
         default=600.0,
@@ -111,6 +109,82 @@ class Bulk(Section):
         default=None,
         description="This gateway's part of each cap, where several share them without PostgreSQL; a pool that is not "
         "named has 0. Left out: this is the only gateway.",
+    )
+
+
+class StoreSettings(Section):
+    """Where runs are kept."""
+
+    url: Annotated[SecretStr, Secret()] | None = Field(
+        default=None,
+        description="postgresql://user:password@host/database, for several gateways. Left out: SQLite in `data_dir`.",
+    )
+    timeout: Annotated[float, Duration(0.1, 60)] = Field(
+        default=5.0, description="For an answer of PostgreSQL. 5s: well inside a lease, and far above what it takes."
+    )
+    key: Annotated[SecretStr, Secret()] | None = Field(
+        default=None,
+        description="32 octets in base64, which wrap the keys of runs. Left out: made in `data_dir` at first start.",
+    )
+
+
+class Token(Section):
+    """Who may use the API over TCP."""
+
+    name: Name = Field(description="Shown as the author of what is done with it.")
+    sha256: Annotated[str, Text(r"[0-9a-f]{64}", "64 hex digits, as `bcss-gateway token` prints them")] = Field(
+        description="SHA-256 of the token."
+    )
+    role: Literal["viewer", "operator"] = Field(default="viewer", description="viewer reads; operator changes too.")
+
+
+class Administration(Section):
+    """The API of operators."""
+
+    address: Address = Field(default="127.0.0.1", description="Where to listen. This host only.")
+    port: Port = Field(default=8081, description="TCP port; 0 takes a free one (for tests).")
+    tokens: tuple[Token, ...] = Field(default=(), description="Left out: closed over TCP; the socket is for this host.")
+    hosts: tuple[Line, ...] = Field(
+        default=(), description="Host names it may be called by, besides its own address and localhost."
+    )
+
+
+class RunSettings(Section):
+    """How mass runs are carried out."""
+
+    max_attempts: Annotated[int, Field(strict=True, ge=1, le=100)] = Field(
+        default=5, description="Calls for one item at the most. 5: with the pauses between, some two hours."
+    )
+    retry_first: Annotated[float, Duration(0.01, HOUR)] = Field(
+        default=30.0, description="Pause before the second attempt; doubled each time. 30s: a hiccup is over by then."
+    )
+    retry_longest: Annotated[float, Duration(0.01, 24 * HOUR)] = Field(
+        default=3600.0, description="The longest such pause."
+    )
+    cool_down: Annotated[float, Duration(0, 24 * HOUR)] = Field(
+        default=300.0, description="From an interruption to its resumption, as the BCSS asks (recommendation 4)."
+    )
+    ramp_step: Annotated[float, Duration(0.01, HOUR)] = Field(
+        default=60.0, description="After it, one slot; one more for each such time without a fault."
+    )
+    burst_faults: Annotated[int, Field(strict=True, ge=1, le=1000)] = Field(
+        default=5, description="Technical faults of a source that interrupt it, if they are also half of `burst_calls`."
+    )
+    burst_calls: Annotated[int, Field(strict=True, ge=2, le=10_000)] = Field(
+        default=20, description="The last calls to a source that are looked at."
+    )
+    burst_time: Annotated[float, Duration(0.01, HOUR)] = Field(
+        default=60.0, description="How far back they may lie. 60s: older ones say nothing of now."
+    )
+    reject_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05,
+        description="Share of rejects above which a run is paused for a person. 0.05: few rejects are asked.",
+    )
+    reject_minimum: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+        default=200, description="Settled items before the share means anything."
+    )
+    retention: Annotated[float, Duration(HOUR, 3660 * 24 * HOUR)] = Field(
+        default=30 * 24 * HOUR, description="Ended runs are purged then: their key, items and answers."
     )
 
 
@@ -227,6 +301,12 @@ class Settings(Section):
         default_factory=SuspicionSettings, description="Clients that behave like a batch and do not say so."
     )
     windows: Windows = Field(default_factory=Windows, description="When bulk may start.")
+    store: StoreSettings = Field(default_factory=StoreSettings, description="Where runs are kept.")
+    administration: Administration = Field(default_factory=Administration, description="The API of operators.")
+    runs: RunSettings = Field(default_factory=RunSettings, description="How mass runs are carried out.")
+    statuses: tuple[Annotated[Path, At()], ...] = Field(
+        default=(), description="Own meanings of business statuses and fault codes, laid over the shipped ones."
+    )
     limits: Limits = Field(default_factory=Limits, description="Bounds on what clients may do.")
     answers: Answers = Field(default_factory=Answers, description="How the gateway answers itself.")
     watch_files: Annotated[float, Duration(0, HOUR)] = Field(

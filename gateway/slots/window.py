@@ -30,7 +30,7 @@ class Terms:
 
     hold_s: float  #: T: call timeout and hold together
     call_timeout: float = 30.0
-    closed: Literal["refuse", "park"] = "refuse"
+    closed: Literal["refuse", "park", "queue"] = "refuse"
     park_time: float = 600.0
     park_length: int = 10_000
     queue_time: float = 8.0

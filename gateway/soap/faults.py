@@ -22,11 +22,12 @@ from policies.model import Digest, Reason, Refusal, SoapVersion
 
 NAMESPACE = "urn:bcss-gateway:fault:1"
 _LANGUAGES = ("fr", "nl", "en")
-_CALLERS_OWN = frozenset({Reason.TOO_LARGE, Reason.MALFORMED, Reason.UNKNOWN_RUN})
+_CALLERS_OWN = frozenset({Reason.TOO_LARGE, Reason.MALFORMED, Reason.UNKNOWN_RUN, Reason.NOT_STORABLE})
 _OTHER_STATUS = {
     Reason.TOO_LARGE: 413,
     Reason.MALFORMED: 400,
     Reason.UNKNOWN_RUN: 400,
+    Reason.NOT_STORABLE: 422,
     Reason.UPSTREAM_UNREACHABLE: 502,
     Reason.UPSTREAM_TLS: 502,
     Reason.UPSTREAM_BROKEN: 502,
@@ -53,9 +54,34 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
         "BCSS gateway: no slot becomes free in time for this mass call; try again later.",
     ),
     Reason.COOLING_DOWN: (
-        "Passerelle BCSS: après un arrêt imprévu, les appels en masse attendent que les précédents soient terminés.",
-        "KSZ-gateway: na een onverwachte stop wachten massale oproepen tot de vorige zeker beëindigd zijn.",
-        "BCSS gateway: after an unexpected stop, mass calls wait until the earlier ones have certainly ended.",
+        "Passerelle BCSS: après une interruption, les appels en masse attendent avant de reprendre.",
+        "KSZ-gateway: na een onderbreking wachten massale oproepen alvorens te hervatten.",
+        "BCSS gateway: after an interruption, mass calls wait before they resume.",
+    ),
+    Reason.HELD: (
+        "Passerelle BCSS: les appels en masse vers cette source sont suspendus par un opérateur.",
+        "KSZ-gateway: massale oproepen naar deze bron zijn door een operator opgeschort.",
+        "BCSS gateway: an operator holds mass calls to this source.",
+    ),
+    Reason.RUN_PAUSED: (
+        "Passerelle BCSS: le traitement nommé dans X-Bulk-Run est en pause ou terminé.",
+        "KSZ-gateway: de verwerking die X-Bulk-Run noemt, is gepauzeerd of beëindigd.",
+        "BCSS gateway: the run that X-Bulk-Run names is paused or has ended.",
+    ),
+    Reason.NOT_STORABLE: (
+        "Passerelle BCSS: cet appel ne peut pas être conservé pour être exécuté plus tard.",
+        "KSZ-gateway: deze oproep kan niet bewaard worden om later uit te voeren.",
+        "BCSS gateway: this call cannot be stored to be carried out later.",
+    ),
+    Reason.STORE_UNAVAILABLE: (
+        "Passerelle BCSS: la base de données de la passerelle est indisponible; les appels en masse attendent.",
+        "KSZ-gateway: de gegevensbank van de gateway is onbeschikbaar; massale oproepen wachten.",
+        "BCSS gateway: the gateway's store is unavailable; mass calls wait.",
+    ),
+    Reason.LAYOUT_CONFLICT: (
+        "Passerelle BCSS: les passerelles ne sont pas d'accord sur les plafonds; les appels en masse attendent.",
+        "KSZ-gateway: de gateways zijn het niet eens over de limieten; massale oproepen wachten.",
+        "BCSS gateway: the gateways do not agree on the caps; mass calls wait.",
     ),
     Reason.UNKNOWN_RUN: (
         "Passerelle BCSS: le traitement nommé dans X-Bulk-Run n'existe pas.",

@@ -24,7 +24,7 @@ EXAMPLES = {
     "environment", "certificate", "key", "key_password", "ca", "server_name", "credentials", "tls", "client_ca",
     "client_certificate", "observe", "replace", "sources", "clients", "networks", "tls_subjects", "basic_users",
     "user_agents", "class", "total_bulk", "pools", "share", "slots", "rate", "exceeds_recommendation", "exceptions",
-    "upstreams", "routes", "listeners",
+    "upstreams", "routes", "listeners", "url", "tokens", "sha256", "role", "hosts",
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def everything(tmp_path: Path) -> Settings:
     path.write_text(text, encoding="utf-8")
     document = read(path)
     assert document.faults == []
-    found, faults = validate(document, Place(tmp_path, {"BCSS_KEY_PASSWORD": "x"}))
+    found, faults = validate(document, Place(tmp_path, {"BCSS_KEY_PASSWORD": "x", "BCSS_STORE_URL": "x"}))
     assert [str(fault) for fault in faults] == []
     assert found is not None
     return found.settings

@@ -92,4 +92,4 @@ def test_the_schema_describes_every_key_and_is_json() -> None:
     assert {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ms|s|min|h|d)?$"} in described["properties"][
         "drain_time"
     ]["anyOf"]
-    assert described["$defs"]["Bulk"]["properties"]["closed"]["enum"] == ["refuse", "park"]
+    assert described["$defs"]["Bulk"]["properties"]["closed"]["enum"] == ["refuse", "park", "queue"]

@@ -140,7 +140,7 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file(site: Site) -> Non
         "  - {prefix: /a, upstream: bcs}\n"
         "  - {prefix: bulk, upstream: bcss}\n"
         "  - {prefix: /a, upstream: bcss, sources: [onsss]}\n"
-        "bulk: {closed: queue, pools: {onss: {slots: 3}}}\n"
+        "bulk: {closed: later, pools: {onss: {slots: 3}}}\n"
     )
     faults = site.faults(text)
     assert [fault.partition(" ")[2].partition(":")[0] for fault in faults] == [
@@ -191,7 +191,8 @@ def test_duplicate_keys_do_not_hide_other_faults(site: Site) -> None:
         ("telemetry: {address: localhost}", 'telemetry.address: "localhost" is not an IP address'),
         ("telemetry: {address: 1}", "telemetry.address: 1 is not an IP address"),
         ("listeners: [{traffic_class: bulk}]", "listeners[0].traffic_class: is not a key here"),
-        ("bulk: {closed: queue}", 'bulk.closed: "queue" needs stored queues, which come with mass runs'),
+        ("bulk: {closed: later}", "bulk.closed: "),
+        ("administration: {tokens: [{name: a, sha256: abc}]}", "administration.tokens[0].sha256: "),
         (
             "bulk: {reading: strikt}",
             'bulk.reading: "strikt" is not one of default, strict, split. Did you mean "strict"?',

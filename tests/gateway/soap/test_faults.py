@@ -14,7 +14,7 @@ S12 = "{http://www.w3.org/2003/05/soap-envelope}"
 OURS = "{urn:bcss-gateway:fault:1}"
 XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 OPENS = datetime(2026, 11, 24, 17, 0, tzinfo=timezone(timedelta(hours=1)))
-CALLERS = {Reason.TOO_LARGE, Reason.MALFORMED, Reason.UNKNOWN_RUN}
+CALLERS = {Reason.TOO_LARGE, Reason.MALFORMED, Reason.UNKNOWN_RUN, Reason.NOT_STORABLE}
 HOSTILE = "<&]]>\"'"
 
 

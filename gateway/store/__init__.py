@@ -1,0 +1,1 @@
+"""What is found in the store when it is opened, and kept there: see `interface` and `records`."""
