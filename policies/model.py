@@ -138,6 +138,19 @@ class RunKind(StrEnum):
     CLIENT = "client"  #: a client loops by itself and tags its calls `X-Bulk-Run`; nothing of it is stored
 
 
+ALL_SOURCES = "all"
+"""What a hold or an interruption of everything names in place of a source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands against bulk besides the window, by source or `ALL_SOURCES`."""
+
+    held: frozenset[str] = frozenset()  #: a person's stop
+    cooling_until: Mapping[str, float] = field(default_factory=dict)  #: boot clock; times that are over mean nothing
+    at_most: Mapping[str, int] = field(default_factory=dict)  #: slots while the ramp lasts
+
+
 @dataclass(frozen=True, slots=True)
 class SlotRow:
     """One slot of a pool that several gateways share, as it stands in their common store."""
