@@ -46,7 +46,7 @@ def storable(headers: Iterable[tuple[bytes, bytes]]) -> Fields:
 
 def pack_request(request: StoredRequest) -> bytes:
     """Return a request as octets."""
-    head = [request.method.decode("latin-1"), request.target.decode("latin-1"), _texts(request.headers)]
+    head: list[Any] = [request.method.decode("latin-1"), request.target.decode("latin-1"), _texts(request.headers)]
     return _packed(head, request.body)
 
 
@@ -75,7 +75,7 @@ def new_seq(now: datetime) -> int:
     return (int((now - _EPOCH).total_seconds() * 1000) << 20) | secrets.randbelow(1 << 20)
 
 
-def _packed(head: list[object], body: bytes) -> bytes:
+def _packed(head: list[Any], body: bytes) -> bytes:
     octets = json.dumps(head, separators=(",", ":")).encode("ascii")
     return b"%x\n%s%s" % (len(octets), octets, body)
 
