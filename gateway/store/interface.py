@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from gateway.store.records import (
+from gateway.records import (
     AuditRow,
     Batch,
     BatchSighting,
