@@ -6,6 +6,7 @@ then still says "unclean", so that the next start waits until calls of this proc
 
 import asyncio
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -65,6 +66,8 @@ async def _serve(configuration: Configuration, lines: LineWriter) -> int:
             environ=os.environ,
         ) as gateway:
             loop.add_signal_handler(signal.SIGHUP, gateway.ask_reload)
+            gc.freeze()  # modules and settings stay: no later collection needs to look through them
+            gc.enable()
             await stop.wait()
     except (OccupiedError, OSError) as error:
         print(error, file=sys.stderr)

@@ -99,6 +99,9 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(_OVERLOADED)
             self._transport.close()
             return
+        # An answer goes to the kernel when it is written, not at the end of the loop's turn: whoever waits for it does
+        # not wait for the books that are kept behind it.
+        self._transport.set_write_buffer_limits(0)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else ""
         if (certificate := transport.get_extra_info("peercert")) is not None:

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import count
-
-from aiolimiter import AsyncLimiter
+from typing import TYPE_CHECKING
 
 from gateway.log import EventLog
 from gateway.slots.count import InProgress, PoolStatistics, RefusedError, Statistics
@@ -34,6 +33,9 @@ from policies.admission import Answer, SlotTable, predicted_wait
 from policies.model import UNCLASSIFIED, Clock, Reason, Slot, Ticket
 from policies.pools import Layout
 from policies.windows import Calendar
+
+if TYPE_CHECKING:
+    from aiolimiter import AsyncLimiter
 
 MEAN_WEIGHT = 0.1
 """Weight of a new duration in a pool's running mean, which predicts waits: the last ten calls or so."""
@@ -49,12 +51,13 @@ class _Waiter:
     owner: str
 
 
-def _pacers(layout: Layout) -> dict[str, deque[AsyncLimiter]]:
-    return {
-        name: deque(AsyncLimiter(1, pool.slots / pool.rate_per_s) for _ in range(pool.slots))
-        for name, pool in layout.pools.items()
-        if pool.rate_per_s is not None and pool.slots
-    }
+def _pacers(layout: Layout) -> "dict[str, deque[AsyncLimiter]]":
+    paced = [(pool, pool.rate_per_s) for pool in layout.pools.values() if pool.rate_per_s is not None and pool.slots]
+    if not paced:
+        return {}
+    from aiolimiter import AsyncLimiter  # a fortieth of the time until the gateway is ready, and seldom needed
+
+    return {pool.name: deque(AsyncLimiter(1, pool.slots / rate) for _ in range(pool.slots)) for pool, rate in paced}
 
 
 def _is_granted(turn: "asyncio.Future[None]") -> bool:

@@ -78,6 +78,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; with TLS, by its handshake."""
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(0)  # what is written goes to the kernel at once
         if self._tls is not None:
             self._transport.write(self._tls.handshake())
         else:
