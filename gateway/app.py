@@ -28,7 +28,7 @@ from gateway import __version__
 from gateway.admin import Telemetry
 from gateway.certificates import ListenerContext, expiries, server_context
 from gateway.config import ConfigError, Configuration, Settings, load
-from gateway.inbound import Handler, Inbound, Listener, Turns
+from gateway.inbound import Acceptor, Handler, Inbound, Listener, Turns, listening_on
 from gateway.log import LineWriter, event_log
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
@@ -85,7 +85,7 @@ class Gateway:
         self._dice = dice
         self._tasks = tasks
         self._turns = Turns()
-        self._servers: list[tuple[asyncio.Server, Listener]] = []
+        self._servers: list[tuple[Acceptor, Listener]] = []
         self._listeners: list[Listener] = []
         self._ready = False
         self._lag = 0.0
@@ -224,19 +224,19 @@ class Gateway:
 
     # Listening.
 
-    async def listen(self) -> None:
+    def listen(self) -> None:
         """Open the listeners: traffic first, then telemetry, which says that it is there."""
-        traffic = [await self._open(number) for number in range(len(self._settings.listeners))]
+        traffic = [self._open(number) for number in range(len(self._settings.listeners))]
         telemetry = self._listener(Telemetry(self.metrics, self._state).handle)
         endpoint = self._settings.telemetry
-        self.addresses = Addresses(tuple(traffic), await self._serve(telemetry, endpoint.address, endpoint.port, None))
+        self.addresses = Addresses(tuple(traffic), self._serve(telemetry, endpoint.address, endpoint.port, None))
         self._ready = True
 
-    async def _open(self, number: int) -> str:
+    def _open(self, number: int) -> str:
         settings = self._settings.listeners[number]
         server = self._listener(partial(self._handle, number=number), partial(self._is_mass, number=number))
         tls = self._contexts[number]
-        return await self._serve(server, settings.address, settings.port, tls.context if tls else None)
+        return self._serve(server, settings.address, settings.port, tls.context if tls else None)
 
     def _is_mass(self, target: bytes, *, number: int) -> bool:
         return target.startswith(BULK_TAG) or self._settings.listeners[number].traffic_class is TrafficClass.BULK
@@ -262,12 +262,10 @@ class Gateway:
         self.metrics.malformed.inc()
         return malformed_answer(status, what)
 
-    async def _serve(self, server: Listener, address: str, port: int, tls: ssl.SSLContext | None) -> str:
-        listening = await asyncio.get_running_loop().create_server(
-            server, address, port, backlog=BACKLOG, ssl=tls, reuse_address=True
-        )
-        self._servers.append((listening, server))
-        host, bound = listening.sockets[0].getsockname()[:2]
+    def _serve(self, server: Listener, address: str, port: int, tls: ssl.SSLContext | None) -> str:
+        acceptor = Acceptor(listening_on(address, port, BACKLOG), server, self._tasks, tls)
+        self._servers.append((acceptor, server))
+        host, bound = acceptor.address
         return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
 
     def _defect(self, defect: BaseException) -> None:
@@ -305,8 +303,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Close listeners and connections; what is still in flight is cut."""
-        for listening, _ in self._servers:
-            listening.close()
+        for acceptor, _ in self._servers:
+            acceptor.close()
         for _, server in self._servers:
             await server.shutdown()
         for upstream in (*self.upstreams.values(), *self._retired):
@@ -362,7 +360,7 @@ async def running(
                 tasks.create_task(gateway.follow_files(environ, occupancy)),
             ]
             try:
-                await gateway.listen()
+                gateway.listen()
                 log.info("ready", traffic=gateway.addresses.traffic, telemetry=gateway.addresses.telemetry)
                 yield gateway
                 await gateway.drain()

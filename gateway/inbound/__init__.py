@@ -1,5 +1,6 @@
 """HTTP/1.1 towards clients: what they send, octet for octet, and the way back. `listener` is the door."""
 
+from gateway.inbound.acceptor import Acceptor, listening_on
 from gateway.inbound.listener import Handler, Listener
 from gateway.inbound.request import (
     BodyTooLargeError,
@@ -11,6 +12,7 @@ from gateway.inbound.request import (
 from gateway.inbound.turns import Turns
 
 __all__ = [
+    "Acceptor",
     "BodyTooLargeError",
     "BrokenBodyError",
     "ClientGoneError",
@@ -19,4 +21,5 @@ __all__ = [
     "Listener",
     "SlowBodyError",
     "Turns",
+    "listening_on",
 ]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from gateway.inbound.request import BrokenBodyError, Inbound, reset_on_close, subject_of
+from gateway.inbound.request import BrokenBodyError, Inbound, reset_on_close, subject_of, without_offer
 from gateway.inbound.turns import BEGIN_S
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Connection(asyncio.BufferedProtocol):
         listener = self._listener
         listener.connections.discard(self)
         listener.idle.pop(self, None)
+        listener.crowd.forget(self)
         self._forget_header()
         self._queued = self._parser = None  # the parser refers to this connection: no work for the garbage collector
         if self._task is not None:
@@ -153,8 +154,13 @@ class Connection(asyncio.BufferedProtocol):
         return self._listener.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Take what came: now, or when there is time for it."""
+        data = self._listener.buffer[:nbytes]
+        if self._current is not None or not self._listener.crowd.keeps(self, data):
+            self.take(data)
+
+    def take(self, data: memoryview | bytes) -> None:
         """Parse what came."""
-        data: memoryview | bytes = self._listener.buffer[:nbytes]
         if self._closing or self._fault is not None:
             return
         if self._parser is None:
@@ -179,21 +185,8 @@ class Connection(asyncio.BufferedProtocol):
             self._header_timer = asyncio.get_running_loop().call_later(time, self._header_is_late)
 
     def _without_offer(self) -> bytes:
-        """Return the header of a request that offers to upgrade, without the offer, to be read again.
-
-        The offer is ignored (RFC 9110 section 7.8), but llhttp takes what follows such a header for the other
-        protocol, the request's own body included.
-        """
-        if self._offer is None:
-            return b""
-        lines, self._offer = [self._offer], None
-        for name, value in self._fields:
-            lower = name.lower()
-            if lower == b"connection":
-                value = b", ".join(one for one in map(bytes.strip, value.split(b",")) if one.lower() != b"upgrade")
-            if lower != b"upgrade":
-                lines.append(b"%s: %s" % (name, value))
-        return b"\r\n".join((*lines, b"\r\n"))
+        line, self._offer = self._offer, None
+        return without_offer(line, self._fields) if line is not None else b""
 
     def _header_is_late(self) -> None:
         self._header_timer = None

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.config import Limits
 from gateway.inbound.connection import Connection
+from gateway.inbound.crowd import Crowd
 from gateway.inbound.request import Inbound
 from gateway.inbound.turns import Turns
 
@@ -46,6 +47,7 @@ class Listener:
         self.tasks = tasks
         self.turns = turns
         self.is_mass = is_mass
+        self.crowd = Crowd(turns, is_mass)
         self._loop = asyncio.get_running_loop()  # kept: in Python 3.11 each call of it is a system call (getpid)
         self.on_malformed = on_malformed
         self.on_defect = on_defect

@@ -261,3 +261,19 @@ def subject_of(certificate: Mapping[str, Any]) -> str:
     short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
     names = [(short.get(kind, kind), value) for part in certificate.get("subject", ()) for kind, value in part]
     return ",".join(f"{kind}={value}" for kind, value in reversed(names))
+
+
+def without_offer(line: bytes, fields: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the header of a request that offers to upgrade, without the offer, to be read again.
+
+    The offer is ignored (RFC 9110 section 7.8), but llhttp takes what follows such a header for the other protocol, the
+    request's own body included.
+    """
+    lines = [line]
+    for name, value in fields:
+        lower = name.lower()
+        if lower == b"connection":
+            value = b", ".join(one for one in map(bytes.strip, value.split(b",")) if one.lower() != b"upgrade")
+        if lower != b"upgrade":
+            lines.append(b"%s: %s" % (name, value))
+    return b"\r\n".join((*lines, b"\r\n"))

@@ -32,7 +32,7 @@ class Turns:
 
     async def take(self, cost_s: float) -> None:
         """Return when there is time for work of `cost_s`: at once, or in one of the loop's next turns."""
-        if self._has_time(cost_s):
+        if self.has_time(cost_s):
             return
         mine: asyncio.Future[None] = self._loop.create_future()
 
@@ -47,12 +47,13 @@ class Turns:
 
     def do(self, cost_s: float, work: Callable[[], bool]) -> None:
         """Do `work` when there is time for it. It returns whether there was anything to do."""
-        if self._has_time(cost_s):
+        if self.has_time(cost_s):
             work()
         else:
             self._waiting.append((work, cost_s))
 
-    def _has_time(self, cost_s: float) -> bool:
+    def has_time(self, cost_s: float) -> bool:
+        """Say whether there is time for work of `cost_s` in this turn; if so, it is used."""
         if not self._is_counting:
             self._is_counting = True
             self._loop.call_soon(self._next_turn)
