@@ -116,19 +116,17 @@ class Slots:
         ticket = Ticket(next(self._tickets))
         guard = self._observing_guard() if observe else partial(self._may_start, ticket, sources)
         slot = Slot(ticket, sources, self.pools_of(sources), guard, max(hold_s, self._terms.hold_s))
-        pacers: list[tuple[deque[AsyncLimiter], AsyncLimiter]] = []
         try:
             if not observe:
                 await self._admit(slot, owner)
             self._enter(slot, watched=not observe)
+            slot.when_settled(partial(self._leave, ticket))  # the next call need not wait until this answer is relayed
             for pool in slot.pools:
                 if paced := self._pacers.get(pool):
-                    pacers.append((paced, paced.popleft()))
-                    await pacers[-1][1].acquire()
+                    paced.rotate(-1)
+                    await paced[0].acquire()
             yield slot
         finally:
-            for paced, pacer in pacers:
-                paced.append(pacer)
             self._end(ticket, slot)
 
     def pools_of(self, sources: frozenset[str]) -> tuple[str, ...]:
@@ -204,7 +202,6 @@ class Slots:
         if slot.busy_until is None or ticket not in self._slots:
             self._leave(ticket)
         else:  # the source may still be working
-            slot.when_settled(partial(self._leave, ticket))
             self._expire_at(ticket, slot.busy_until)
 
     def _expire_at(self, ticket: Ticket, until: float) -> None:

@@ -231,10 +231,11 @@ class Connection(asyncio.BufferedProtocol):
             return
         # What HEAD is answered with may announce a body that does not come: the parser would wait for it.
         self.reusable = not self._bodiless and not self._until_end and self._parser.should_keep_alive()
+        answer.complete = True
+        if on_complete is not None:
+            on_complete()  # before this answer is relayed: it may give a slot to the next call
         answer.finish()
         self._resolve_head()
-        if on_complete is not None:
-            on_complete()
 
     def _resolve_head(self) -> None:
         if self.head is not None and not self.head.done():
