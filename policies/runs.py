@@ -1,10 +1,13 @@
-"""What may become of a run and of an item: two tables. What is not in them is an error.
+"""What may become of a run and of an item: two tables. What is not in them is an error. And what a run does next.
 
 Rules that always hold: an item is settled once, except one in doubt, which a person settles or repeats; a run that has
-ended stays as it is.
+ended stays as it is; of runs that need the same slots only those of the best priority work, all of them, and which of
+their items goes first is the slot table's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from enum import StrEnum
+from typing import Protocol, TypeVar
 
 from policies.model import ItemState, RunState
 
@@ -41,3 +44,52 @@ ENDED = frozenset(state for state, following in RUN_CHANGES.items() if not follo
 def may_change(before: RunState, after: RunState) -> bool:
     """Say whether a run's state may change so."""
     return after in RUN_CHANGES[before]
+
+
+class Work(Protocol):
+    """A lane in which something is left: items of one run that need the same slots."""
+
+    @property
+    def lane_id(self) -> int:
+        """Return its number."""
+
+    @property
+    def priority(self) -> int:
+        """Return its run's, lower first."""
+
+
+def plan(work: Collection[Work], pools: Mapping[int, tuple[str, ...]], caps: Mapping[str, int]) -> Mapping[int, int]:
+    """Return how many workers each lane gets; lanes that get none are left out.
+
+    A lane gets as many as its narrowest pool has slots, unless a lane of a better priority needs one of its pools.
+
+    Args:
+        work: lanes whose items may be sent now.
+        pools: by lane, the pools in each of which its items need a slot.
+        caps: slots by pool, as they are now.
+    """
+    best: dict[str, int] = {}
+    for lane in work:
+        for pool in pools[lane.lane_id]:
+            best[pool] = min(best.get(pool, lane.priority), lane.priority)
+    planned: dict[int, int] = {}
+    for lane in work:
+        needs = pools[lane.lane_id]
+        workers = min((caps.get(pool, 0) for pool in needs), default=0)
+        if workers and all(best[pool] == lane.priority for pool in needs):
+            planned[lane.lane_id] = workers
+    return planned
+
+
+S = TypeVar("S", bound=StrEnum)
+
+
+def diagram(changes: Mapping[S, frozenset[S]], start: S) -> str:
+    """Draw a table of states as a Mermaid state diagram, in the order of the table."""
+    order = list(changes)
+    lines = ["stateDiagram-v2", f"    [*] --> {start}"]
+    for state, following in changes.items():
+        lines += [f"    {state} --> {after}" for after in sorted(following, key=order.index)]
+        if not following:
+            lines.append(f"    {state} --> [*]")
+    return "\n".join(lines)

@@ -16,13 +16,14 @@ from gateway.config.checks import check
 from gateway.config.document import read
 from gateway.config.faults import ConfigError, Fault
 from gateway.config.notices import warnings
-from gateway.config.policy import calendar, catalogue, pools, preset, sources_known, spans_sound
+from gateway.config.policy import calendar, catalogue, pools, preset, sources_known, spans_sound, statuses
 from gateway.config.settings import Settings
 from gateway.config.tlsfiles import loadable
 from gateway.config.validation import Found, validate
 from gateway.config.values import Place
 from policies.classify import Catalogue, ClientRule
 from policies.pools import Layout
+from policies.statuses import Statuses
 from policies.windows import Calendar
 
 
@@ -32,6 +33,7 @@ class Configuration:
 
     settings: Settings
     catalogue: Catalogue
+    statuses: Statuses  #: what the codes in answers mean
     layout: Layout
     calendar: Calendar
     rules: tuple[ClientRule, ...]
@@ -64,23 +66,34 @@ def load(path: Path, environ: Mapping[str, str], *, now: datetime | None = None)
             faults += [*check(found, now.date()), *loadable(found), *spans_sound(found, rules)]
             known, wrong = catalogue(found.settings.catalogue)
             faults += wrong
+            meanings, wrong = statuses(found.settings.statuses)
+            faults += wrong
             if known is not None:
                 faults += sources_known(found, known.sources)
                 layout, wrong = pools(found, known.sources.values())
                 faults += wrong
-                if not faults and layout is not None:
+                if not faults and layout is not None and meanings is not None:
                     dates = calendar(found.settings.windows, rules, now.date())
-                    return _whole(found, known, layout, dates, now, path, frozenset({path.absolute(), *place.files}))
+                    files = frozenset({path.absolute(), *place.files})
+                    return _whole(found, known, meanings, layout, dates, now, path, files)
     raise ConfigError(faults)
 
 
 def _whole(
-    found: Found, known: Catalogue, layout: Layout, dates: Calendar, now: datetime, path: Path, files: frozenset[Path]
+    found: Found,
+    known: Catalogue,
+    meanings: Statuses,
+    layout: Layout,
+    dates: Calendar,
+    now: datetime,
+    path: Path,
+    files: frozenset[Path],
 ) -> Configuration:
     settings = found.settings
     return Configuration(
         settings=settings,
         catalogue=known,
+        statuses=meanings,
         layout=layout,
         calendar=dates,
         rules=_client_rules(settings),

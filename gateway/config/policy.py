@@ -25,6 +25,7 @@ from gateway.config.validation import Found
 from policies.classify import Catalogue, CatalogueError
 from policies.model import Source
 from policies.pools import Layout, Pool, layout
+from policies.statuses import Statuses, StatusesError
 from policies.windows import Calendar, ClosedHours, OpenException
 
 LONGEST_EXCEPTION = timedelta(days=31)
@@ -63,15 +64,32 @@ def _zone(name: str) -> ZoneInfo:
         return ZoneInfo.from_file(octets, key=name)
 
 
-def catalogue(overlays: Sequence[Path]) -> tuple[Catalogue | None, list[Fault]]:
-    """Return the catalogue with a site's own files laid over it in their order, or what is wrong with them."""
-    documents = [read(path) for path in (_shipped("catalogue.yaml"), *overlays)]
+def _documents(name: str, overlays: Sequence[Path], holds: str) -> tuple[list[Document], list[Fault]]:
+    documents = [read(path) for path in (_shipped(name), *overlays)]
     faults = [fault for document in documents for fault in document.faults]
     faults += [
-        document.fault((), "holds no services", "See policies/catalogue.yaml for the form.")
+        document.fault((), f"holds no {holds}", f"See policies/{name} for the form.")
         for document in documents
         if not document.faults and not isinstance(document.content, dict)
     ]
+    return documents, faults
+
+
+def statuses(overlays: Sequence[Path]) -> tuple[Statuses | None, list[Fault]]:
+    """Return what codes mean, with a site's own files laid over it in their order, or what is wrong with them."""
+    documents, faults = _documents("statuses.yaml", overlays, "statuses")
+    if faults:
+        return None, faults
+    try:
+        return Statuses.from_data([document.content for document in documents]), []
+    except StatusesError as error:
+        remedy = "See policies/statuses.yaml for the form."
+        return None, [documents[int(path[0])].fault(path[1:], what, remedy) for path, what in error.faults]
+
+
+def catalogue(overlays: Sequence[Path]) -> tuple[Catalogue | None, list[Fault]]:
+    """Return the catalogue with a site's own files laid over it in their order, or what is wrong with them."""
+    documents, faults = _documents("catalogue.yaml", overlays, "services")
     if faults:
         return None, faults
     try:

@@ -150,14 +150,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """End at once. What the kernel still holds of a bulk request is dropped (`mark_bulk`)."""
-        self.reusable = False
-        self.closed = True
+        self.reusable, self.closed = False, True
         self._transport.abort()
 
     def close(self) -> None:
         """End in order."""
-        self.reusable = False
-        self.closed = True
+        self.reusable, self.closed = False, True
         self._transport.close()
 
     # Reading.
