@@ -16,7 +16,8 @@ from rich.table import Table
 
 from gateway.app import SystemClock
 from gateway.config import Configuration, Route
-from gateway.proxy.wire import Routes, path_of, request_fields, untag
+from gateway.proxy.wire import path_of, request_fields, untag
+from gateway.routing import Routes
 from gateway.soap import MalformedBodyError, TooLargeError, digest
 from policies.classify import CallFacts, SourceDecision, class_of
 from policies.model import Digest, Style, TrafficClass

@@ -31,16 +31,15 @@ from gateway.proxy.refusing import Refuser, plain, send
 from gateway.proxy.relay import CutError, relay
 from gateway.proxy.wire import (
     RequestFields,
-    Routes,
     is_description,
     origin_form,
-    outbound_target,
     path_of,
     request_fields,
     unsound,
     untag,
 )
 from gateway.proxy.wsdl import can_be_rewritten, relay_description, translator
+from gateway.routing import Routes, outbound_target
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, TooLargeError, caller_soap_version
 from gateway.soap.wsdl import Translate
