@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway.config import Route
 from gateway.loading.national_number import is_sound
+from gateway.loading.shapes import Shapes
 from gateway.loading.submission import DEFAULT_TYPE, Fault, Raw, Submission
 from gateway.loading.template import Template
 from gateway.packing import StoredRequest, pack_request
@@ -28,6 +29,7 @@ from policies.model import Digest, Style
 
 _TEXTS = ("key", "body", "base64", "path", "soapAction", "contentType")
 LONGEST_KEY = 512
+_MOST_KEPT = 1024  #: decisions that are remembered: entries choose their paths
 
 
 class FaultyError(Exception):
@@ -76,6 +78,8 @@ class Encoder:
         self._template = (
             Template(submission.template, catalogue.selectors, self._content_type) if submission.form == "csv" else None
         )
+        self._heads: dict[tuple[bytes, str, str], bytes] = {}
+        self._shapes = Shapes(frozenset(catalogue.selectors))
         self._lanes: dict[tuple[Digest, str, str], tuple[LaneKey, bytes]] = {}
 
     def encoded(self, entries: Sequence[tuple[int, Raw]]) -> list[NewItem | Fault]:
@@ -163,15 +167,22 @@ class Encoder:
         known = self._lanes.get((found, path, action))
         if known is None:
             known = self._lane(found, path, action)
-            if len(self._lanes) < 1024:  # entries choose their paths
+            if len(self._lanes) < _MOST_KEPT:
                 self._lanes[found, path, action] = known
         lane, target = known
-        headers = ((b"Content-Type", _octets(content_type)), (b"SOAPAction", b'"%s"' % _octets(action)))
-        return lane, pack_request(StoredRequest(target, headers, entry.body))
+        head = self._heads.get((target, content_type, action))
+        if head is None:
+            headers = ((b"Content-Type", _octets(content_type)), (b"SOAPAction", b'"%s"' % _octets(action)))
+            head = pack_request(StoredRequest(target, headers, b""))
+            if len(self._heads) < _MOST_KEPT:
+                self._heads[target, content_type, action] = head
+        return lane, head + entry.body  # a packed request ends with its body
 
     def _digested(self, body: bytes, content_type: str) -> Digest:
         if len(body) > self._body_limit:
             raise FaultyError("is larger than a bulk message may be", "Raise `bulk.body_limit`, or leave it out.")
+        if (known := self._shapes.digest_of(body, content_type)) is not None:
+            return known
         try:
             found = digest(body, content_type=content_type, selectors=self._catalogue.selectors)
         except (MalformedBodyError, TooLargeError):
@@ -180,6 +191,7 @@ class Encoder:
             raise FaultyError(f"is no sound message: {found.unsound}", "Mend it, or leave it out.")
         if why := not_storable(body):
             raise FaultyError(f"would be stale when it is sent: {why}", "Leave WS-Security times and nonces out.")
+        self._shapes.learn(body, content_type, found)
         return found
 
     def _lane(self, found: Digest, path: str, action: str) -> tuple[LaneKey, bytes]:
@@ -211,7 +223,7 @@ def _body(given: dict[str, Any]) -> bytes:
 
 
 def _key(text: str) -> str:
-    if len(text) > LONGEST_KEY or any(0xD800 <= ord(one) <= 0xDFFF for one in text):
+    if len(text) > LONGEST_KEY or (not text.isascii() and any(0xD800 <= ord(one) <= 0xDFFF for one in text)):
         raise FaultyError("has a key that is too long, or no text", f"At most {LONGEST_KEY} characters.")
     return text
 
