@@ -401,7 +401,7 @@ async def test_settled_items_are_listed_in_the_order_of_submission(store: Store)
     for work, _ in await store.lanes(run.id):
         batch = await claimed(store, work.lane_id)
         for position in range(3):
-            settled = result(batch, position, states[position], code="c%d" % position, sealed=b"a%d" % position)
+            settled = result(batch, position, states[position], code=f"c{position}", sealed=b"a%d" % position)
             await store.settle(settlement(results=[settled]))
     page = await store.items(run.id)
     assert [one.seq for one in page] == list(range(6))
