@@ -142,7 +142,11 @@ class StoreThread:
             work()
 
     def _open(self) -> None:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            what = f"{self._path}: cannot be opened ({error.strerror})"
+            raise StoreDownError(f"{what}. Give the gateway's user the file and its directory.") from None
         self._connection = sqlite3.connect(self._path, isolation_level=None, cached_statements=256)
         for pragma in _PRAGMAS:
             self._connection.execute(f"PRAGMA {pragma}").fetchall()

@@ -1,15 +1,15 @@
 """The store's contract in every order: random work against independent books. Every engine keeps it.
 
-After each step counts equal rows, and every position is exactly one of: unclaimed, in a batch, returned, settled. In the
-end, whatever happened, every item can be settled, once.
+After each step counts equal rows, and every position is exactly one of: unclaimed, in a batch, returned, settled. In
+the end, whatever happened, every item can be settled, once.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -28,7 +28,6 @@ from policies.model import ItemState, RunState
 from tests.gateway.store.conftest import Kept, OpenStore
 from tests.gateway.store.making import READS, WRITES, items, new_run
 
-T = TypeVar("T")
 Place = tuple[int, int]
 SETTLED = [ItemState.DONE, ItemState.REJECTED, ItemState.FAILED, ItemState.IN_DOUBT]
 HOLDERS = ["here", "there"]
@@ -71,11 +70,12 @@ class Books:
 class Life(RuleBasedStateMachine):
     """One run, two lanes, two processes."""
 
-    def __init__(self, kept: Kept, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    kept: Kept
+    runner: asyncio.Runner
+
+    def __init__(self) -> None:
         super().__init__()
-        self.kept = kept
-        self.store = kept.store
-        self.wait = run
+        self.store = self.kept.store
         self.books = Books()
         self.state = RunState.READY
 
@@ -155,15 +155,15 @@ class Life(RuleBasedStateMachine):
             if data.draw(st.booleans()):
                 armed[one.batch.batch_id] = data.draw(st.integers(0, one.batch.hi))
         expected = sum(self._result(one) for one in results)
-        for one in returned:
-            self._returned(one, holder)
+        for item in returned:
+            self._returned(item, holder)
         for batch_id, mark in armed.items():
             held = self.books.held.get(batch_id)
             if held and held.holder == holder:
                 held.armed = max(held.armed, mark)
         finished = [held.batch.batch_id for held in chosen if not held.left]
         settled = self.wait(self.store.settle(Settlement(holder, results, returned, armed, finished)))
-        named = {one.batch_id for one in (*results, *returned)} | {*armed, *finished}
+        named = {one.batch_id for one in results} | {one.batch_id for one in returned} | {*armed, *finished}
         alive = {batch_id for batch_id, held in self.books.held.items() if held.holder == holder}
         assert settled.stored == expected
         assert settled.lost == named - alive
@@ -311,6 +311,12 @@ class Life(RuleBasedStateMachine):
         assert found.state is RunState.COMPLETED
         assert found.waiting == 0
 
+    def wait(self, asked: Awaitable[Any]) -> Any:
+        async def answer() -> Any:
+            return await asked
+
+        return self.runner.run(answer())
+
     # The books.
 
     for_doubt = False
@@ -347,7 +353,7 @@ def test_every_item_is_settled_once_in_whatever_order(open_store: OpenStore, tmp
         kept = runner.run(opened.__aenter__())
         try:
             run_state_machine_as_test(
-                lambda: Life(kept, runner.run),
+                type("Life", (Life,), {"kept": kept, "runner": runner}),
                 settings=settings(
                     max_examples=80,
                     stateful_step_count=40,

@@ -290,7 +290,7 @@ async def test_what_comes_from_a_lost_batch_counts_if_it_is_the_first(store: Sto
         holder="frozen",
     )
     settled = await store.settle(late)
-    assert (settled.stored, settled.lost, settled.states) == (1, {lost.batch_id}, {run.id: RunState.RUNNING})
+    assert settled == Settled({run.id: RunState.RUNNING}, frozenset({lost.batch_id}), 1)
     assert await positions_of(store, batch) == [2]
     answers = [await store.item_at(lane_id, position) for position in range(2)]
     assert [one.sealed_answer for one in answers if one] == [b"second", b"late"]
