@@ -31,6 +31,9 @@ from gateway.store.sqlite import controls, loading, results, runs, settling, wor
 from gateway.store.sqlite.thread import StoreThread, Transaction, to_us
 from policies.model import Clock, ItemState, RunState
 
+SLICES_PER_COPY = 16
+"""How often a purge has the log copied back, a few MB at a time, lest one commit does it for all."""
+
 
 async def open_sqlite(path: Path, clock: Clock) -> "SqliteStore":
     """Open the store in this file; make it when it is missing. `migrate` it before its first use."""
@@ -163,8 +166,11 @@ class SqliteStore:
     async def purge(self, run_id: int, *, author: str) -> RunRecord:
         """Drop the run's key, and then in slices what it sealed, so that nobody waits long for the thread."""
         await self._thread.write(runs.begin_purge, run_id, author)
+        slices = 0
         while await self._thread.write(runs.purge_slice, run_id):
-            pass
+            slices += 1
+            if slices % SLICES_PER_COPY == 0:
+                await self._thread.ask(_copy_back)
         await self._thread.ask(_empty_log)
         return await self._thread.read(runs.get, run_id)
 
@@ -241,6 +247,11 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def _copy_back(db: sqlite3.Connection) -> None:
+    """Copy the write-ahead log back while it is short."""
+    db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def _empty_log(db: sqlite3.Connection) -> None:

@@ -36,7 +36,7 @@ _PRAGMAS = (
     "foreign_keys = ON",
     "cache_size = -65536",  # 64 MiB
     "temp_store = MEMORY",
-    "wal_autocheckpoint = 4000",  # 16 MiB: pages that a load touches again and again are copied back once for many
+    "wal_autocheckpoint = 16000",  # 64 MiB: pages of key tags that a load touches again and again are copied back once
     "secure_delete = FAST",  # a purged key's octets are overwritten, not only unlinked
 )
 

@@ -86,11 +86,10 @@ def fetch(tx: Transaction, batch: Batch) -> Sequence[StoredItem]:
         )
     else:
         rows = tx.db.execute(
-            "select i.id, i.seq, i.sealed, 0 from item i where i.id >= ?2 and i.id < ?3 "
-            "and exists (select 1 from batch where batch_id = ?1) "
+            "select i.id, i.seq, i.sealed, 0 from item i where i.id >= ? and i.id < ? "
             "and not exists (select 1 from result r where r.id = i.id) "
             "and not exists (select 1 from returned w where w.id = i.id) order by i.id",
-            (batch.batch_id, batch.lane_id << 32 | batch.lo, batch.lane_id << 32 | batch.hi),
+            (batch.lane_id << 32 | batch.lo, batch.lane_id << 32 | batch.hi),
         )
     return [StoredItem(row[0] >> 32, row[0] & 0xFFFFFFFF, row[1], row[2], row[3]) for row in rows]
 

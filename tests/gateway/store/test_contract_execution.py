@@ -249,6 +249,22 @@ async def test_a_settlement_that_is_repeated_changes_nothing(store: Store) -> No
     assert await positions_of(store, claim) == [1, 2]
 
 
+async def test_what_is_returned_again_twice_is_not_taken_from_who_has_it_now(store: Store) -> None:
+    run, lane_id = await ready_run(store, 1)
+    batch = await claimed(store, lane_id)
+    await store.settle(settlement(returned=[again(batch, 0)], finished=[batch]))
+    first = await store.claim_returned(lane_id, "here", size=1)
+    assert first is not None
+    same = settlement(returned=[again(first, 0, attempts=2)])
+    await store.settle(same)
+    second = await store.claim_returned(lane_id, "here", size=1)
+    assert second is not None
+    await store.settle(same)
+    assert await positions_of(store, second) == [0]
+    assert await positions_of(store, first) == []
+    assert (await state_of(store, run)).attempts == 2
+
+
 async def test_a_batch_with_something_left_does_not_end(store: Store) -> None:
     run, lane_id = await ready_run(store, 2)
     batch = await claimed(store, lane_id)
