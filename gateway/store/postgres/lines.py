@@ -187,3 +187,26 @@ def _meaning(error: Exception) -> Exception:
 def _told(error: BaseException) -> str:
     text = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class Lines:
+    """The lines of runs: one for claims and results, a few for the rest."""
+
+    def __init__(self, settling: Line, shared: tuple[Line, ...]) -> None:
+        self.settling = settling
+        self._shared = shared
+
+    @property
+    def shared(self) -> Line:
+        """Return the line that is asked for least."""
+        return min(self._shared, key=lambda line: line.waiting)
+
+    def all(self) -> tuple[Line, ...]:
+        """Return every line."""
+        return (self.settling, *self._shared)
+
+
+class Side:
+    """What the sides of the store have: the lines of runs."""
+
+    _lines: Lines
