@@ -26,7 +26,8 @@ with mended as (
   returning 1)
 update control set revision = revision + 1 where exists (select from mended)"""
 _RECORDS = """
-select source, number, reason, skipped_by, cool_s, skipped_by = '' and now < since + cool_s * interval '1 second' as cooling,
+select source, number, reason, skipped_by, cool_s,
+  skipped_by = '' and now < since + cool_s * interval '1 second' as cooling,
   extract(epoch from now - since)::double precision as since_s,
   extract(epoch from now - ramp_since)::double precision as ramp_s
 from interruption, (select gateway_now() as now) t"""
@@ -97,9 +98,7 @@ class ControlsSide(Side):
             await _changing(connection)
             row = await _find(connection, source)
             if row is not None and not row["cooling"]:
-                await connection.execute(
-                    "update interruption set ramp_since = gateway_now() where source = $1", source
-                )
+                await connection.execute("update interruption set ramp_since = gateway_now() where source = $1", source)
                 await _changed(connection)
             return await _controls(connection)
 

@@ -158,7 +158,8 @@ def _session(timeout_s: float) -> dict[str, str]:
         "timezone": "UTC",
         "synchronous_commit": "on",
         "statement_timeout": f"{timeout_s * PATIENCE:.3f}s",
-        "lock_timeout": f"{timeout_s:.3f}s",
+        # Before our own limit: whoever waits for a lock then knows that nothing happened.
+        "lock_timeout": f"{timeout_s * 0.8:.3f}s",
         # A frozen client must not hold the others up for longer than they wait.
         "idle_in_transaction_session_timeout": f"{max(1.0, timeout_s / 2):.3f}s",
         # Plans for these very values: the partition is known, and stale statistics cannot make a claim scan a table.

@@ -78,9 +78,7 @@ async def _new_to(connection: asyncpg.Connection, part: int, run_id: int, number
     return fresh
 
 
-async def _place(
-    connection: asyncpg.Connection, part: int, run_id: int, fresh: Numbered
-) -> list[tuple[int, int]]:
+async def _place(connection: asyncpg.Connection, part: int, run_id: int, fresh: Numbered) -> list[tuple[int, int]]:
     """Write items behind those of their lanes; return where each went."""
     lanes = await _lanes(connection, run_id, {item.lane for _, item in fresh})
     rows, where, handles = [], [], []

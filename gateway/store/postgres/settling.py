@@ -111,7 +111,7 @@ class SettlingSide(Side):
 
     async def settle(self, settlement: Settlement) -> Settled:
         """Write results, returned items and marks."""
-        named = {one.batch_id for one in (*settlement.results, *settlement.returned)}
+        named = {one.batch_id for one in settlement.results} | {one.batch_id for one in settlement.returned}
         named |= {*settlement.armed, *settlement.finished}
         books = _Books()
         async with self._lines.settling.transaction() as connection:

@@ -11,8 +11,6 @@ Opening connects to nothing: the first call does, so that a database that is dow
 
 from urllib.parse import urlsplit
 
-import asyncpg
-
 from gateway.store.interface import StoreError
 from gateway.store.migrating import migrations, pending
 from gateway.store.postgres.controls import ControlsSide
@@ -22,7 +20,7 @@ from gateway.store.postgres.loading import LoadingSide
 from gateway.store.postgres.results import ResultsSide
 from gateway.store.postgres.runs import RunsSide
 from gateway.store.postgres.settling import SettlingSide
-from gateway.store.postgres.work import WorkSide
+from gateway.store.postgres.work import Lanes, WorkSide
 from policies.model import Clock
 
 SHARED_LINES = 4
@@ -41,9 +39,7 @@ async def open_postgres(url: str, clock: Clock, timeout: float) -> "PostgresStor
     return PostgresStore(url, clock, timeout)
 
 
-class PostgresStore(
-    LoadingSide, RunsSide, WorkSide, SettlingSide, ResultsSide, ControlsSide, PostgresLeases
-):
+class PostgresStore(LoadingSide, RunsSide, WorkSide, SettlingSide, ResultsSide, ControlsSide, PostgresLeases):
     """Runs and what belongs to them, and the slots that several gateways share."""
 
     def __init__(self, url: str, clock: Clock, timeout_s: float) -> None:
@@ -54,6 +50,7 @@ class PostgresStore(
         self._lines = lines
         self._own = (Line(url, clock, timeout_s), Line(url, clock, timeout_s))
         PostgresLeases.__init__(self, *self._own)
+        self._lanes = Lanes()
 
     async def migrate(self) -> tuple[int, int]:
         """Bring the schema to what this program knows."""

@@ -24,7 +24,12 @@ select l.id, l.run_id, r.public_id, l.route, l.sources, l.repeatable, l.service,
   (select count(*) from returned w where w.lane_id = l.id and w.batch_id is null and {IS_DUE}) as due,
   (select count(*) from batch b where b.lane_id = l.id) as in_batches
 from (select gateway_now() as now) t, lane l join run r on r.id = l.run_id
-"""
+"""  # noqa: S608 - constants
+_WORK = (
+    f"{_LANE} where r.state in ('ready', 'running') and (r.not_before is null or r.not_before <= $1) and "  # noqa: S608 - a constant
+    "(l.claimed < l.total or exists (select from batch b where b.lane_id = l.id) or exists "
+    "(select from returned w where w.lane_id = l.id and w.batch_id is null)) order by r.priority, l.run_id, l.id"
+)
 _CLAIM = """
 with moved as (update lane set claimed = $4 where id = $1)
 insert into batch (lane_id, run_id, holder, token, lo, hi, armed, again) values ($1, $2, $3, 1, $5, $4, $6, false)
@@ -68,13 +73,7 @@ class WorkSide(Side):
     async def work(self, now: datetime) -> Sequence[LaneWork]:
         """Return the lanes of ready and running runs in which something is left, `not_before` being over."""
         async with self._lines.shared.statement() as connection:
-            rows = await connection.fetch(
-                _LANE + "where r.state in ('ready', 'running') and (r.not_before is null or r.not_before <= $1) and "
-                "(l.claimed < l.total or exists (select from batch b where b.lane_id = l.id) or exists "
-                "(select from returned w where w.lane_id = l.id and w.batch_id is null)) "
-                "order by r.priority, l.run_id, l.id",
-                now,
-            )
+            rows = await connection.fetch(_WORK, now)
         return [_lane_work(row) for row in rows]
 
     async def claim(self, lane_id: int, holder: str, *, size: int, window: int) -> Batch | None:
@@ -123,8 +122,8 @@ class WorkSide(Side):
             _, part, _ = await self._lanes.find(connection, batch.lane_id)
             if batch.again:
                 rows = await connection.fetch(
-                    "select i.id, i.seq, i.sealed, w.attempts from returned w join item i on i.part = $2 and i.id = w.id "
-                    "where w.batch_id = $1 order by i.id",
+                    "select i.id, i.seq, i.sealed, w.attempts from returned w "
+                    "join item i on i.part = $2 and i.id = w.id where w.batch_id = $1 order by i.id",
                     *(batch.batch_id, part),
                 )
             else:

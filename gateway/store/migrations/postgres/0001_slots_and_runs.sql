@@ -4,7 +4,7 @@ create function gateway_now() returns timestamptz language sql volatile as 'sele
 -- Slots that several gateways share. Tokens and renewal numbers are compared, never clocks.
 
 create table layout (
-  only boolean primary key default true check (only),
+  one boolean primary key default true check (one),
   digest text,                             -- null: none was ever installed
   lease_s double precision not null default 0,
   caps text not null default '[]',
@@ -164,7 +164,7 @@ create index handle_run on handle (run_id);
 -- What stands against bulk.
 
 create table control (
-  only boolean primary key default true check (only),
+  one boolean primary key default true check (one),
   revision bigint not null default 0,
   interruptions bigint not null default 0
 );
