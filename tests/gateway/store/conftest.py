@@ -5,6 +5,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -70,7 +71,8 @@ async def postgres(url: str, folder: Path) -> AsyncIterator[Kept]:
 def postgres_url() -> Iterator[str]:
     """The address of a server with a template of the gateway's database."""
     with server_url() as url:
-        asyncio.run(make_template(url))
+        with ThreadPoolExecutor(1) as aside:  # a test's loop may be running
+            aside.submit(lambda: asyncio.run(make_template(url))).result()
         yield url
 
 
