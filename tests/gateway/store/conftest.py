@@ -18,7 +18,7 @@ from gateway.store.interface import Store
 from gateway.store.postgres import open_postgres
 from gateway.store.sqlite import open_sqlite
 from tests.conftest import JumpingClock
-from tests.gateway.store.postgres_server import TEMPLATE, fresh_database, make_template, server_url, step_clock
+from tests.gateway.store.postgres_server import emptied_database, make_template, server_url, step_clock
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[OpenStore]
     if request.param == "sqlite":
         yield sqlite
         return
-    async with fresh_database(request.getfixturevalue("postgres_url"), template=TEMPLATE) as url:
+    async with emptied_database(request.getfixturevalue("postgres_url")) as url:
         yield partial(postgres, url)
 
 

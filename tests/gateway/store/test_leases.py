@@ -11,7 +11,14 @@ import pytest
 from gateway.app import SystemClock
 from gateway.store.postgres import PostgresStore, open_postgres
 from policies.model import LayoutRow, SlotBook, SlotRow, StoreDownError, WaitingReplica
-from tests.gateway.store.postgres_server import TEMPLATE, EmbeddedServer, embedded_server, fresh_database, step_clock
+from tests.gateway.store.postgres_server import (
+    TEMPLATE,
+    EmbeddedServer,
+    embedded_server,
+    emptied_database,
+    fresh_database,
+    step_clock,
+)
 
 LAYOUT = LayoutRow("digest-1", 76.0, (("base", 4), ("other", 2)))
 
@@ -20,7 +27,7 @@ LAYOUT = LayoutRow("digest-1", 76.0, (("base", 4), ("other", 2)))
 async def stores(postgres_url: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
     """Two gateways' stores on one fresh database."""
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(fresh_database(postgres_url, template=TEMPLATE))
+        url = await stack.enter_async_context(emptied_database(postgres_url))
         one, two = await open_postgres(url, SystemClock(), 5.0), await open_postgres(url, SystemClock(), 5.0)
         stack.push_async_callback(one.close)
         stack.push_async_callback(two.close)
