@@ -29,8 +29,7 @@ class LoadingSide(Side):
             run = _growing(await get(connection, run_id, lock=True))
             part: int = await connection.fetchval("select part from run where id = $1", run_id)
             numbered, read = _numbered(run, items, received)
-            fresh = await _new_to(connection, part, run_id, numbered)
-            where = await _place(connection, part, run_id, fresh)
+            fresh, where = await _add(connection, part, run_id, _once(numbered))
             await connection.execute(
                 "update run set received = $2, total = total + $3 where id = $1", run_id, read, len(fresh)
             )
@@ -60,22 +59,34 @@ def _numbered(run: RunRecord, items: Sequence[NewItem], received: int | None) ->
     return numbered, read
 
 
-async def _new_to(connection: asyncpg.Connection, part: int, run_id: int, numbered: Numbered) -> Numbered:
-    """Return the items whose key tags neither the run nor an earlier one of them has."""
-    tags = list({item.key_tag for _, item in numbered if item.key_tag})
-    if not tags:
-        return numbered
+def _once(numbered: Numbered) -> Numbered:
+    """Return the items without those whose key tag an earlier one of them has."""
+    tags: set[bytes] = set()
+    fresh: Numbered = []
+    for seq, item in numbered:
+        if item.key_tag not in tags:
+            fresh.append((seq, item))
+        if item.key_tag:
+            tags.add(item.key_tag)
+    return fresh
+
+
+async def _add(
+    connection: asyncpg.Connection, part: int, run_id: int, numbered: Numbered
+) -> tuple[Numbered, list[tuple[int, int]]]:
+    """Add those whose key tags the run does not have; return them, and where each went."""
+    await connection.execute("savepoint adding")
+    try:  # nearly always all are new: to look first would cost as much as to write
+        return numbered, await _place(connection, part, run_id, numbered)
+    except asyncpg.UniqueViolationError:
+        await connection.execute("rollback to adding")
+    tags = [item.key_tag for _, item in numbered if item.key_tag]
     rows = await connection.fetch(
         "select key_tag from item where part = $1 and run_id = $2 and key_tag = any ($3::bytea[])", part, run_id, tags
     )
     known = {row["key_tag"] for row in rows}
-    fresh: Numbered = []
-    for seq, item in numbered:
-        if item.key_tag and item.key_tag in known:
-            continue
-        known.add(item.key_tag)
-        fresh.append((seq, item))
-    return fresh
+    fresh = [(seq, item) for seq, item in numbered if item.key_tag not in known]
+    return fresh, await _place(connection, part, run_id, fresh)
 
 
 async def _place(connection: asyncpg.Connection, part: int, run_id: int, fresh: Numbered) -> list[tuple[int, int]]:

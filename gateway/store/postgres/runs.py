@@ -65,12 +65,7 @@ class RunsSide(Side):
                 assert row is not None  # it was in the way
                 return record(row)
             if new.kind is RunKind.FILE:
-                number = int(row["id"])
-                await connection.execute(f"update run set part = {number} where id = {number}")  # noqa: S608 - numbers
-                for table in ("item", "result"):
-                    await connection.execute(
-                        f"create table {table}_{number} partition of {table} for values in ({number})"
-                    )
+                await _make_partitions(connection, int(row["id"]))
             await audit(connection, new.author, "create run", new.public_id, new.name)
             return record(row)
 
@@ -207,6 +202,15 @@ class RunsSide(Side):
                 await connection.execute(f"set local statement_timeout = '{DROP_S}s'")
                 if await connection.fetchval("select to_regclass($1) is not null", table):
                     await connection.execute(statement)
+
+
+async def _make_partitions(connection: asyncpg.Connection, number: int) -> None:
+    await connection.execute(f"update run set part = {number} where id = {number}")  # noqa: S608 - numbers
+    for table in ("item", "result"):
+        await connection.execute(f"create table {table}_{number} partition of {table} for values in ({number})")
+    await connection.execute(
+        f"create unique index item_{number}_key on item_{number} (key_tag) where key_tag is not null"
+    )
 
 
 async def get(connection: asyncpg.Connection, run_id: int, *, lock: bool = False) -> RunRecord:

@@ -285,10 +285,14 @@ class TestOutages:
     async def test_who_freezes_in_a_transaction_does_not_stop_the_others(self, two: Two, database: str) -> None:
         run, lane = await ready_run(two[0], 5)
         async with opened(database, 1.0) as frozen:
-            with pytest.raises(StoreDownError):
+
+            async def freeze() -> None:
                 async with frozen._lines.shared.transaction(5.0) as connection:
                     await connection.execute(f"select from run where id = {run.id} for update")
                     assert await two[0].claim(lane, "here", size=1, window=1) is not None
+
+            with pytest.raises(StoreDownError):
+                await freeze()
 
     async def test_a_refusal_leaves_the_connection_and_nothing_behind(self, two: Two) -> None:
         run, lane = await ready_run(two[0], 5)

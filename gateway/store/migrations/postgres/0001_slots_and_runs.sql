@@ -98,7 +98,6 @@ create table item (
   sealed bytea not null,
   primary key (part, id)
 ) partition by list (part);
-create unique index item_key on item (part, run_id, key_tag) where key_tag is not null;
 alter table item alter sealed set storage external;
 
 -- How an item ended: the one row that settles it. state: 0 done, 1 rejected, 2 failed, 3 in doubt.
@@ -119,7 +118,9 @@ create table result (
 create index result_order on result (part, run_id, state, seq);
 alter table result alter sealed set storage external;
 
+-- A file's own partition has the index on the tag alone: random entries cost what they weigh.
 create table item_0 partition of item for values in (0);
+create unique index item_0_key on item_0 (key_tag, run_id) where key_tag is not null;
 create table result_0 partition of result for values in (0);
 
 -- A range of positions in the hands of one process, or (`again`) the returned items that name it.
