@@ -19,7 +19,7 @@ def add(tx: Transaction, run_id: int, items: Sequence[NewItem], received: int | 
     """Add items, each once."""
     run = _may_grow(tx, run_id)
     if received is None:
-        numbered = list(enumerate(items, run.received))
+        numbered = [(item.seq, item) for item in items]
         read = run.received + len(items)
     else:
         numbered = [(item.seq, item) for item in items if item.seq >= run.received]

@@ -198,22 +198,24 @@ async def test_a_client_driven_run_takes_no_items(store: Store) -> None:
         await store.add_items(run.id, items(range(1)), received=1)
 
 
-async def test_an_async_run_is_ready_at_once_and_numbers_what_joins_it(store: Store) -> None:
+async def test_an_async_run_is_ready_at_once_and_what_joins_it_keeps_its_number(store: Store) -> None:
     run = await store.create_run(new_run(kind=RunKind.ASYNC))
     for number in range(3):
         handle = secrets.token_hex(16)
-        item = NewItem(0, READS, b"call %d" % number, handle=handle)
+        seq = (number + 1) << 50  # as `packing.new_seq` makes them
+        item = NewItem(seq, READS, b"call %d" % number, handle=handle)
         loaded = await store.add_items(run.id, [item], received=None, places=True)
         found = await store.find_handle(handle)
         assert found is not None
         assert (found[0].id, found[0].state) == (run.id, RunState.READY)
-        assert found[1:] == loaded.places[0]
-        assert loaded.places[0][1] == number
+        assert found[1:] == loaded.places[seq]
+        assert loaded.places[seq][1] == number
+        assert loaded.received == number + 1
         batch = await claimed(store, found[1])
-        assert [(one.seq, one.sealed) for one in await store.fetch(batch)] == [(number, item.sealed)]
+        assert [(one.seq, one.sealed) for one in await store.fetch(batch)] == [(seq, item.sealed)]
         await settle_all(store, batch)
         assert (await store.rest(run.id, may_complete=False)).state is RunState.READY
-    assert [one.seq for one in await store.items(run.id)] == [0, 1, 2]
+    assert [one.seq for one in await store.items(run.id)] == [1 << 50, 2 << 50, 3 << 50]
 
 
 async def test_an_async_run_that_ended_does_not_grow(store: Store) -> None:
