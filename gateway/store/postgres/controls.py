@@ -18,7 +18,8 @@ from policies.model import ALL_SOURCES
 _MEND = """
 with mended as (
   update interruption set since = least(since, now),
-    ramp_since = case when skipped_by = '' and since > now then now + cool_s * interval '1 second'
+    ramp_since = case when skipped_by <> '' then least(ramp_since, now)
+      when since > now then now + cool_s * interval '1 second'
       else least(ramp_since, greatest(now, since + cool_s * interval '1 second')) end
   from (select gateway_now() as now) t
   where since > now or ramp_since >

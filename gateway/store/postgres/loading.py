@@ -15,8 +15,6 @@ from gateway.store.postgres.runs import get, move
 from policies.model import RunKind, RunState
 from policies.runs import ENDED
 
-Numbered = list[tuple[int, NewItem]]
-
 
 class LoadingSide(Side):
     """The side of the store that takes submissions."""
@@ -28,14 +26,14 @@ class LoadingSide(Side):
         async with self._lines.shared.transaction() as connection:
             run = _growing(await get(connection, run_id, lock=True))
             part: int = await connection.fetchval("select part from run where id = $1", run_id)
-            numbered, read = _numbered(run, items, received)
-            fresh, where = await _add(connection, part, run_id, _once(numbered))
+            unread, read = _unread(run, items, received)
+            fresh, where = await _add(connection, part, run_id, _once(unread))
             await connection.execute(
                 "update run set received = $2, total = total + $3 where id = $1", run_id, read, len(fresh)
             )
             if run.kind is RunKind.ASYNC and run.state is RunState.LOADING:
                 await move(connection, run, RunState.READY, run.author, "")
-        told = {item.seq: at for (_, item), at in zip(fresh, where, strict=True)} if places else {}
+        told = {item.seq: at for item, at in zip(fresh, where, strict=True)} if places else {}
         return Loaded(added=len(fresh), duplicates=len(items) - len(fresh), received=read, places=told)
 
 
@@ -48,58 +46,58 @@ def _growing(run: RunRecord) -> RunRecord:
     return run
 
 
-def _numbered(run: RunRecord, items: Sequence[NewItem], received: int | None) -> tuple[Numbered, int]:
-    """Return the items that were not read before, each with its number, and how many the run has read then."""
+def _unread(run: RunRecord, items: Sequence[NewItem], received: int | None) -> tuple[Sequence[NewItem], int]:
+    """Return the items that were not read before, and how many the run has read then."""
     if received is None:
-        return list(enumerate(items, run.received)), run.received + len(items)
-    numbered = [(item.seq, item) for item in items if item.seq >= run.received]
+        return items, run.received + len(items)
     read = max(run.received, received)
-    if any(seq >= read for seq, _ in numbered):
+    unread = [item for item in items if item.seq >= run.received]
+    if any(item.seq >= read for item in unread):
         raise StoreError(f"Items with numbers from {received} on are not among the {received} that were received.")
-    return numbered, read
+    return unread, read
 
 
-def _once(numbered: Numbered) -> Numbered:
+def _once(items: Sequence[NewItem]) -> list[NewItem]:
     """Return the items without those whose key tag an earlier one of them has."""
     tags: set[bytes] = set()
-    fresh: Numbered = []
-    for seq, item in numbered:
+    fresh = []
+    for item in items:
         if item.key_tag not in tags:
-            fresh.append((seq, item))
+            fresh.append(item)
         if item.key_tag:
             tags.add(item.key_tag)
     return fresh
 
 
 async def _add(
-    connection: asyncpg.Connection, part: int, run_id: int, numbered: Numbered
-) -> tuple[Numbered, list[tuple[int, int]]]:
+    connection: asyncpg.Connection, part: int, run_id: int, items: list[NewItem]
+) -> tuple[list[NewItem], list[tuple[int, int]]]:
     """Add those whose key tags the run does not have; return them, and where each went."""
     await connection.execute("savepoint adding")
     try:  # nearly always all are new: to look first would cost as much as to write
-        return numbered, await _place(connection, part, run_id, numbered)
+        return items, await _place(connection, part, run_id, items)
     except asyncpg.UniqueViolationError:
         await connection.execute("rollback to adding")
-    tags = [item.key_tag for _, item in numbered if item.key_tag]
+    tags = [item.key_tag for item in items if item.key_tag]
     rows = await connection.fetch(
         "select key_tag from item where part = $1 and run_id = $2 and key_tag = any ($3::bytea[])", part, run_id, tags
     )
     known = {row["key_tag"] for row in rows}
-    fresh = [(seq, item) for seq, item in numbered if item.key_tag not in known]
+    fresh = [item for item in items if item.key_tag not in known]
     return fresh, await _place(connection, part, run_id, fresh)
 
 
-async def _place(connection: asyncpg.Connection, part: int, run_id: int, fresh: Numbered) -> list[tuple[int, int]]:
+async def _place(connection: asyncpg.Connection, part: int, run_id: int, fresh: list[NewItem]) -> list[tuple[int, int]]:
     """Write items behind those of their lanes; return where each went."""
-    lanes = await _lanes(connection, run_id, {item.lane for _, item in fresh})
+    lanes = await _lanes(connection, run_id, {item.lane for item in fresh})
     rows, where, handles = [], [], []
-    for seq, item in fresh:
+    for item in fresh:
         lane = lanes[item.lane]
         lane_id, position = lane
         lane[1] += 1
         number = lane_id << 32 | position
         where.append((lane_id, position))
-        rows.append((part, number, run_id, seq, item.key_tag or None, item.sealed_key or None, item.sealed))
+        rows.append((part, number, run_id, item.seq, item.key_tag or None, item.sealed_key or None, item.sealed))
         if item.handle:
             handles.append((item.handle, run_id, number))
     if rows:
