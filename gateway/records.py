@@ -17,6 +17,13 @@ from datetime import datetime
 
 from policies.model import ItemState, RunKind, RunState
 
+RETENTION_S = 30 * 24 * 3600.0
+"""How long after its end a run is purged, where its option `retention_s` does not say."""
+GATEWAY = "gateway"
+"""The author of what no person did."""
+ONLY_DOUBT = "in doubt"
+"""Why the gateway paused a run: nothing is left of it but what a person has to decide."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
@@ -32,7 +39,7 @@ class NewRun:
     priority: int = 5  #: 0 to 9, lower first
     not_before: datetime | None = None
     max_attempts: int = 5
-    options: Mapping[str, object] = field(default_factory=dict)  #: reject ratio and the like; JSON
+    options: Mapping[str, object] = field(default_factory=dict)  #: JSON: `retention_s`; async: `day`; reject ratio ...
     idempotency_key: str = ""  #: a second run of the same author with the same key is the first one
 
 

@@ -74,8 +74,8 @@ class Store(Protocol):
 
         Args:
             received: entries of the submission read so far, these included; items whose `seq` is below what the run
-                has received already are known and not added again. None: items come one by one (async runs), and the
-                store gives them their sequence numbers, in order; `seq` is then only a name within this call.
+                has received already are known and not added again. None: items come one by one (async runs) and
+                keep the `seq` they came with (`packing.new_seq`): they are sealed under it.
             places: return where each item went.
 
         Raises StateError unless the run is loading, or an async run that has not ended (it is made ready at once, and
