@@ -16,19 +16,18 @@ def ends_at(calendar: Calendar, now: datetime, remaining: int, per_second: float
         now: an aware instant.
         per_second: while the window is open.
     """
-    if per_second <= 0:
+    if remaining <= 0:
+        return now.astimezone(calendar.zone)
+    if remaining > HORIZON_DAYS * 86400.0 * per_second:
         return None
-    left = timedelta(seconds=min(remaining / per_second, HORIZON_DAYS * 86400.0))
-    at: datetime | None = now
+    left = timedelta(seconds=remaining / per_second)
     until = now.astimezone(UTC) + timedelta(days=HORIZON_DAYS)
-    while at is not None and at.astimezone(UTC) < until:
-        opening = calendar.next_opening(at)
-        if opening is None:
-            return None
+    opening = calendar.next_opening(now)
+    while opening is not None and (begin := opening.astimezone(UTC)) < until:
         closing = calendar.next_closing(opening)
-        begin = opening.astimezone(UTC)
         if closing is None or closing.astimezone(UTC) - begin >= left:
-            return (begin + left).astimezone(calendar.zone)
+            end = begin + left
+            return end.astimezone(calendar.zone) if end <= until else None
         left -= closing.astimezone(UTC) - begin
-        at = closing
+        opening = calendar.next_opening(closing)
     return None

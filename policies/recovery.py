@@ -2,9 +2,12 @@
 
 Rules that always hold:
 - What was surely not sent waits again, however often: it used up nothing.
-- A write (what is not declared repeatable) is never repeated when it may have been carried out: it is in doubt.
-- Attempts are bounded; what may succeed later is failed when they are used up.
+- A write (what is not declared repeatable) is never repeated when it, or a part of it, may have been carried out: it is
+  in doubt.
+- Attempts are bounded. When they are used up, what may succeed later is failed; what was answered in part is done, with
+  the kind partial.
 - An answer about authorisation holds the run, and its item waits, since every next call would fail alike.
+- Only what is the source's or the way's own trouble counts for its breaker: our stops, and rejects, do not.
 - A breaker's trip, a cool-down and a ramp are counted from times that come in; nothing here knows a clock or chance.
 
 The recommendation is the BCSS's fourth: pause, resume, recover, wait between an interruption and its resumption, and
@@ -12,39 +15,17 @@ keep rejects few.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policies.model import ItemState, Reason
-from policies.statuses import Kind, Meaning, Statuses
+from policies.statuses import GOOD, Kind, Meaning, Said, Status, Statuses
 
-_NOT_ALLOWED = Meaning(Kind.STOP, "not allowed: look at certificate and credentials")
-_NOT_THERE = Meaning(Kind.STOP, "there is no such service at this address: look at route and path")
-_GAVE_UP = Meaning(Kind.TECHNICAL, "an intermediary gave up: the source may have done it")
-_HTTP = {
-    401: _NOT_ALLOWED,
-    403: _NOT_ALLOWED,
-    407: _NOT_ALLOWED,
-    404: _NOT_THERE,
-    405: _NOT_THERE,
-    410: _NOT_THERE,
-    429: Meaning(Kind.TECHNICAL, "the upstream asks for fewer calls", not_done=True),
-    502: _GAVE_UP,
-    503: Meaning(Kind.TECHNICAL, "the upstream takes no calls for the moment"),
-    504: _GAVE_UP,
-}
-_HTTP_CLASS = {
-    3: _NOT_THERE,
-    4: Meaning(Kind.REJECT, "the upstream does not take the request"),
-    5: Meaning(Kind.TECHNICAL, "the upstream failed"),
-}
-"""What a status of HTTP says where no SOAP message says more."""
-_FAULT = {
-    "Client": Meaning(Kind.REJECT, "a SOAP fault says that the request is at fault"),
-    "Sender": Meaning(Kind.REJECT, "a SOAP fault says that the request is at fault"),
-}
-_OTHER_FAULT = Meaning(Kind.TECHNICAL, "a SOAP fault")
-_GOOD = (Kind.OK, Kind.NOTHING_FOUND)
+_UPSTREAM = frozenset(
+    {Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TLS, Reason.UPSTREAM_TIMEOUT, Reason.UPSTREAM_BROKEN}
+)
 _SETTLED_BY = {Kind.OK: ItemState.DONE, Kind.NOTHING_FOUND: ItemState.DONE, Kind.REJECT: ItemState.REJECTED}
+_NO_MESSAGE = Meaning(Kind.UNKNOWN, "the answer is no SOAP message")
+_ANSWERED = Meaning(Kind.OK, "answered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +35,9 @@ class AnswerFacts:
     http: int
     readable: bool = True  #: it is an envelope that could be read
     fault: str = ""  #: SOAP fault: the local name of its code (Server, Client, Receiver, Sender ...)
-    codes: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()
-    return_codes: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()  #: of a fault: its subcodes, and the codes in its detail
+    whole: Status | None = None
+    parts: tuple[Status, ...] = ()  #: of single sources, or of single services of an SSDN message
     ticket: str = ""  #: ticketCBSS, which the BCSS asks for when a problem is reported
 
 
@@ -92,44 +73,50 @@ def disposition(
     """
     is_left = attempts < max_attempts
     if isinstance(fact, Trouble):
-        code = str(fact.reason)
+        code, is_technical = str(fact.reason), fact.reason in _UPSTREAM
         if fact.bytes_written:
-            return _technical(code, Meaning(Kind.TECHNICAL, "no whole answer came"), repeatable, is_left)
-        return Disposition(ItemState.WAITING, code, "nothing was sent", Kind.TECHNICAL, technical=True, counts=False)
-    code, said = _said(fact, statuses)
-    if said.kind in (Kind.TECHNICAL, Kind.UNKNOWN):
-        return _technical(code, said, repeatable, is_left)
-    if said.kind is Kind.PARTIAL:  # at last, what there is, is better than nothing
-        state = ItemState.WAITING if repeatable and is_left else ItemState.DONE
-        return Disposition(state, code, said.text, said.kind, technical=True)
-    if said.kind is Kind.STOP:
-        return Disposition(ItemState.WAITING, code, said.text, said.kind, holds_run=True, counts=False)
-    return Disposition(_SETTLED_BY[said.kind], code, said.text, said.kind)
+            said = Said(code, Meaning(Kind.TECHNICAL, "no whole answer came"))
+            return _again(said, repeatable=repeatable, is_left=is_left, technical=is_technical)
+        waits = ItemState.WAITING
+        return Disposition(waits, code, "nothing was sent", Kind.TECHNICAL, technical=is_technical, counts=False)
+    said = _said(fact, statuses)
+    if said.kind in _SETTLED_BY:
+        return Disposition(_SETTLED_BY[said.kind], said.code, said.meaning.text, said.kind)
+    if said.kind is not Kind.STOP:
+        return _again(said, repeatable=repeatable, is_left=is_left, technical=True)
+    held = _again(said, repeatable=repeatable, is_left=True, technical=False)
+    return replace(held, holds_run=True, counts=False)
 
 
-def _technical(code: str, meaning: Meaning, repeatable: bool, is_left: bool) -> Disposition:
-    if not (repeatable or meaning.not_done):
+def _again(said: Said, *, repeatable: bool, is_left: bool, technical: bool) -> Disposition:
+    if said.may_be_done and not repeatable:
         state = ItemState.IN_DOUBT
-    else:
-        state = ItemState.WAITING if is_left else ItemState.FAILED
-    return Disposition(state, code, meaning.text, meaning.kind, technical=True)
+    elif is_left:
+        state = ItemState.WAITING
+    else:  # at last, a part of the answer is better than none
+        state = ItemState.DONE if said.kind is Kind.PARTIAL else ItemState.FAILED
+    return Disposition(state, said.code, said.meaning.text, said.kind, technical)
 
 
-def _said(facts: AnswerFacts, statuses: Statuses) -> tuple[str, Meaning]:
-    """Return the code that decides, and what it means: of a fault, a business status, or of HTTP."""
-    known = statuses.gravest(facts.codes, facts.values, facts.return_codes)
+def _said(facts: AnswerFacts, statuses: Statuses) -> Said:
+    """Return what decides: a known reason code, a fault, a status of HTTP, any business status; in that order."""
     if facts.fault:
-        if known is not None and known[1].kind not in _GOOD:
-            return known
-        return (*facts.codes, f"fault {facts.fault}")[0], _FAULT.get(facts.fault, _OTHER_FAULT)
-    by_http = _HTTP.get(facts.http) or _HTTP_CLASS.get(facts.http // 100)
-    if by_http is not None:
-        return f"HTTP {facts.http}", by_http
-    if known is not None:
-        return known
+        said: Said | None = statuses.of_fault(facts.fault, facts.codes)
+    else:
+        said = statuses.of_answer(facts.whole, facts.parts)
+    by_http = statuses.of_http(facts.http)
+    is_trouble = by_http is not None and by_http.kind not in GOOD
+    if said is not None:
+        if said.kind not in GOOD and said.is_precise:
+            return said
+        if not is_trouble or (facts.fault and not statuses.is_telling(facts.http)):
+            return said
+    if by_http is not None and (is_trouble or not facts.readable):
+        return by_http
     if not facts.readable:
-        return f"HTTP {facts.http}", Meaning(Kind.UNKNOWN, "the answer is no SOAP message")
-    return (*facts.codes, *facts.values, *facts.return_codes, "")[0], Meaning(Kind.OK, "answered")
+        return Said(f"HTTP {facts.http}", _NO_MESSAGE)
+    shown = [code for one in (facts.whole, *facts.parts) if one for code in (*one.codes, one.return_code, one.value)]
+    return Said(next(filter(None, shown), ""), _ANSWERED)
 
 
 def backoff_s(attempts: int, first_s: float, longest_s: float, dice: float) -> float:

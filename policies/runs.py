@@ -1,8 +1,8 @@
 """What may become of a run and of an item: two tables. What is not in them is an error. And what a run does next.
 
 Rules that always hold: an item is settled once, except one in doubt, which a person settles or repeats; a run that has
-ended stays as it is; of runs that need the same slots only those of the best priority work, all of them, and which of
-their items goes first is the slot table's business.
+ended stays as it is; of runs that need the same slots only those of the best priority that can work do, all of them,
+and which of their items goes first is the slot table's business; no pool idles for a run that cannot work.
 """
 
 from collections.abc import Collection, Mapping
@@ -61,23 +61,22 @@ class Work(Protocol):
 def plan(work: Collection[Work], pools: Mapping[int, tuple[str, ...]], caps: Mapping[str, int]) -> Mapping[int, int]:
     """Return how many workers each lane gets; lanes that get none are left out.
 
-    A lane gets as many as its narrowest pool has slots, unless a lane of a better priority needs one of its pools.
+    A lane gets as many as its narrowest pool has slots, unless a lane of a better priority that gets some needs one of
+    its pools.
 
     Args:
         work: lanes whose items may be sent now.
         pools: by lane, the pools in each of which its items need a slot.
         caps: slots by pool, as they are now.
     """
-    best: dict[str, int] = {}
-    for lane in work:
-        for pool in pools[lane.lane_id]:
-            best[pool] = min(best.get(pool, lane.priority), lane.priority)
+    taken: dict[str, int] = {}  # pool -> the best priority that works in it
     planned: dict[int, int] = {}
-    for lane in work:
+    for lane in sorted(work, key=lambda lane: lane.priority):
         needs = pools[lane.lane_id]
         workers = min((caps.get(pool, 0) for pool in needs), default=0)
-        if workers and all(best[pool] == lane.priority for pool in needs):
+        if workers and all(taken.get(pool, lane.priority) == lane.priority for pool in needs):
             planned[lane.lane_id] = workers
+            taken.update(dict.fromkeys(needs, lane.priority))
     return planned
 
 

@@ -1,8 +1,8 @@
 """What an answer says of its request: faults and business statuses, in codes. Read with lxml from a copy.
 
 New style: `status` with `value` and `code`, found by name, of the answer as a whole and of each source; classic style
-(SSDN): `ReturnCode` and the `ReasonCode`s of each reply inside `xmlString`; faults: their code, and the codes in their
-detail. Where they stand: the BCSS's contracts, see policies/statuses.yaml for what they mean.
+(SSDN): the `ResultSummary` of the whole and of each reply inside `xmlString`; faults: their code and subcodes, and the
+codes in their detail. Where they stand: the BCSS's contracts; what they mean: policies/statuses.yaml.
 
 Rules that always hold:
 - No DTD, no entity, nothing fetched, sizes bounded; whatever a body holds, nothing is raised: it is not readable.
@@ -12,23 +12,40 @@ Decides nothing: `policies.recovery` does.
 """
 
 import re
-from collections.abc import Iterator
+from itertools import islice
 
 from lxml import etree
 
-from gateway.soap.coding import Inflater, MalformedBodyError, TooLargeError
+from gateway.soap.coding import Inflater, MalformedBodyError, TooLargeError, UnknownCharsetError, override
 from gateway.soap.multipart import UnsoundMultipartError, is_multipart, root_part
 from policies.recovery import AnswerFacts
+from policies.statuses import Status
 
 LARGEST = 8 << 20
 """Octets of an answer that are read; the largest seen has 26 kB."""
 DEEPEST = 4
 """Levels below the answer's element at which a status may stand: its own, and those of single sources."""
 MOST = 32
+"""Codes, or statuses, of one answer that are kept."""
+LOOKED_AT = 1000
+"""Elements called `status` of one answer that are looked at."""
 _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,39}")
-_LIKE_A_NATIONAL_NUMBER = re.compile(r"\d{11}")
+_LIKE_A_NATIONAL_NUMBER = re.compile(r"\d(?:[.:_-]?\d){10}")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_DECLARATION = re.compile(r"\s*<\?xml\s[^>]*\?>")
 _ENVELOPES = ("http://schemas.xmlsoap.org/soap/envelope/", "http://www.w3.org/2003/05/soap-envelope")
-_FAULT_CODES = frozenset({"reasonCode", "ReasonCode", "Code", "code"})
+_VALUE = "{*}Value"
+_DETAILS = ("{*}reasonCode", "{*}ReasonCode", "{*}Code", "{*}code")
+_TICKETS = ("{*}ticketCBSS", "{*}Ticket")
+_UNREADABLE = (
+    MalformedBodyError,
+    TooLargeError,
+    UnknownCharsetError,
+    UnsoundMultipartError,
+    etree.LxmlError,
+    LookupError,
+    ValueError,
+)
 
 
 def read_answer(status: int, content_type: str, content_encoding: str, body: bytes) -> AnswerFacts:
@@ -39,108 +56,123 @@ def read_answer(status: int, content_type: str, content_encoding: str, body: byt
         content_type, content_encoding: as they came; empty where there was none.
     """
     try:
-        body_element = _body_of(_plain(content_type, content_encoding, body))
-    except (MalformedBodyError, TooLargeError, UnsoundMultipartError, etree.XMLSyntaxError, ValueError):
-        body_element = None
-    child = next(_elements(body_element), None) if body_element is not None else None
-    if child is None:
-        return AnswerFacts(status, readable=body_element is not None)
-    name = _local(child)
-    if name == "Fault":
-        return AnswerFacts(status, fault=_fault_code(child), codes=_codes(child, _FAULT_CODES), ticket=_ticket(child))
-    if name == "xmlString":
-        return _ssdn(status, child.text or "")
-    statuses = [one for one in _within(child, DEEPEST) if _local(one) == "status"]
-    return AnswerFacts(
-        status,
-        codes=_texts(statuses, "code"),
-        values=_texts(statuses, "value"),
-        ticket=_ticket(child),
-    )
+        soap_body = _body_of(content_type, content_encoding, body)
+        if soap_body is None:
+            return AnswerFacts(status, readable=False)
+        child = next(soap_body.iterchildren("*"), None)
+        if child is None:
+            return AnswerFacts(status)
+        match _local(child):
+            case "Fault":
+                return _fault(status, child)
+            case "xmlString":
+                return _classic(status, child.text or "")
+            case _:
+                return _new_style(status, child)
+    except _UNREADABLE:
+        return AnswerFacts(status, readable=False)
 
 
-def _plain(content_type: str, content_encoding: str, body: bytes) -> bytes:
+def _body_of(content_type: str, content_encoding: str, body: bytes) -> etree._Element | None:
     if len(body) > LARGEST:
         raise TooLargeError
     inflater = Inflater(content_encoding, LARGEST)
-    body = inflater.feed(body)
+    octets = inflater.feed(body)
     inflater.finish()
-    return root_part(body, content_type)[1] if is_multipart(content_type) else body
+    if is_multipart(content_type):
+        content_type, octets = root_part(octets, content_type)
+    root = _parsed(octets, override(content_type, octets))
+    for namespace in _ENVELOPES:
+        if root.tag == f"{{{namespace}}}Envelope":
+            return root.find(f"{{{namespace}}}Body")
+    return None
 
 
-def _parsed(octets: bytes) -> etree._Element:
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+def _parsed(octets: bytes, encoding: str | None = None) -> etree._Element:
+    parser = etree.XMLParser(
+        encoding=encoding,
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
     root = etree.fromstring(octets, parser)
-    if root.getroottree().docinfo.doctype:
+    if root.getroottree().docinfo.internalDTD is not None:
         raise ValueError("a document type declaration")
     return root
 
 
-def _body_of(octets: bytes) -> etree._Element | None:
-    root = _parsed(octets)
-    envelope = etree.QName(root)
-    if envelope.localname != "Envelope" or envelope.namespace not in _ENVELOPES:
-        return None
-    return root.find(f"{{{envelope.namespace}}}Body")
+# The three kinds of answers.
 
 
-def _ssdn(status: int, document: str) -> AnswerFacts:
-    try:
-        # It is text already: an encoding that it declares means nothing, and lxml refuses text that declares one.
-        octets = re.sub(r"^\s*<\?xml[^>]*\?>", "", document.lstrip("\ufeff")).encode("utf-8", "surrogatepass")
-        reply = _parsed(octets)
-    except (etree.XMLSyntaxError, ValueError):
+def _fault(status: int, fault: etree._Element) -> AnswerFacts:
+    own = [*fault.iterfind("{*}faultcode"), *(value for one in fault.iterfind("{*}Code") for value in one.iter(_VALUE))]
+    name, *subcodes = [_safe(one.text).rpartition(":")[2] for one in own[:MOST]] or [""]
+    details = [_safe(one.text) for one in islice(fault.iter(*_DETAILS), MOST)]
+    details += [_safe(one.get("Code")) for one in islice(fault.iter("{*}SystemError"), MOST)]
+    codes = dict.fromkeys(filter(None, (*subcodes, *details)))
+    return AnswerFacts(status, fault=name or "fault", codes=tuple(codes), ticket=_ticket(fault))
+
+
+def _classic(status: int, document: str) -> AnswerFacts:
+    # It is text already: an encoding that it declares means nothing any more.
+    text = document.lstrip("\ufeff")
+    declaration = _DECLARATION.match(text)
+    reply = _parsed(text[declaration.end() if declaration else 0 :].strip().encode("utf-8", "surrogatepass"), "utf-8")
+    wholes = [_summary(one) for one in reply.iterfind("{*}ReplyContext/{*}ResultSummary")]
+    parts = [
+        _summary(summary, of=_text(one, "ServiceId"))
+        for one in islice(reply.iterfind("{*}ServiceReply"), MOST)
+        for summary in one.iterfind("{*}ResultSummary")
+    ]
+    if not wholes and not parts:
         return AnswerFacts(status, readable=False)
-    summaries = [one for one in _within(reply, DEEPEST) if _local(one) == "ResultSummary"]
-    details = [detail for one in summaries for detail in _elements(one) if _local(detail) == "Detail"]
-    return AnswerFacts(
-        status,
-        codes=_texts(details, "ReasonCode"),
-        return_codes=_texts(summaries, "ReturnCode"),
-        ticket=_ticket(reply),
-    )
+    return AnswerFacts(status, whole=next(iter(wholes), None), parts=tuple(parts), ticket=_ticket(reply))
 
 
-def _fault_code(fault: etree._Element) -> str:
-    for one in _within(fault, 3):
-        if _local(one) in ("faultcode", "Value") and one.text:
-            return next(iter(_safe(one.text.rpartition(":")[2])), "fault")
-    return "fault"
+def _summary(summary: etree._Element, of: str = "") -> Status:
+    codes = [_safe(one.text) for one in islice(summary.iterfind("{*}Detail/{*}ReasonCode"), MOST)]
+    known = tuple(dict.fromkeys(code for code in codes if code))
+    return Status(known, value=_safe(summary.get("ok")), return_code=_text(summary, "ReturnCode"), of=of)
 
 
-def _codes(element: etree._Element, names: frozenset[str]) -> tuple[str, ...]:
-    found = [one.text or "" for one in _within(element, 6) if _local(one) in names and not len(one)]
-    found += [one.get("Code") or "" for one in _within(element, 6) if _local(one) == "SystemError"]
-    return tuple(dict.fromkeys(code for text in found for code in _safe(text)))[:MOST]
+def _new_style(status: int, answer: etree._Element) -> AnswerFacts:
+    own = next(answer.iterfind("{*}status"), None)
+    parts: list[Status] = []
+    for one in islice(answer.iter("{*}status"), LOOKED_AT):
+        parent = one.getparent()
+        if one is own or parent is None or answer not in islice(one.iterancestors(), DEEPEST):
+            continue
+        of = _safe(parent.get("authenticSource")) or _local(parent).removesuffix("Result")
+        if (part := _status(one, of)) is not None:
+            parts.append(part)
+    whole = _status(own) if own is not None else None
+    return AnswerFacts(status, whole=whole, parts=tuple(parts[:MOST]), ticket=_ticket(answer))
 
 
-def _texts(elements: list[etree._Element], name: str) -> tuple[str, ...]:
-    texts = (child.text or "" for one in elements for child in _elements(one) if _local(child) == name)
-    return tuple(dict.fromkeys(code for text in texts for code in _safe(text)))[:MOST]
+def _status(element: etree._Element, of: str = "") -> Status | None:
+    code, value = _text(element, "code"), _text(element, "value")
+    return Status((code,) if code else (), value, of=of) if code or value else None
+
+
+# Text, with nothing personal.
 
 
 def _ticket(element: etree._Element) -> str:
-    for one in _within(element, 5):
-        if _local(one) in ("ticketCBSS", "Ticket"):
-            return next(iter(_safe(one.text or "")), "")
-    return ""
+    return next((_safe(one.text) for one in element.iter(*_TICKETS)), "")
 
 
-def _safe(text: str) -> Iterator[str]:
-    code = text.strip()
-    if _CODE.fullmatch(code) and not _LIKE_A_NATIONAL_NUMBER.search(code):
-        yield code
+def _text(element: etree._Element, name: str) -> str:
+    return _safe(element.findtext(f"{{*}}{name}"))
 
 
-def _elements(element: etree._Element) -> Iterator[etree._Element]:
-    return (child for child in element if isinstance(child.tag, str))
-
-
-def _within(element: etree._Element, depth: int) -> Iterator[etree._Element]:
-    for child in _elements(element):
-        yield child
-        if depth > 1:
-            yield from _within(child, depth - 1)
+def _safe(text: str | None) -> str:
+    code = (text or "").strip()
+    if _UUID.fullmatch(code):  # the tickets of the BCSS; their digits may look like anything
+        return code
+    return code if _CODE.fullmatch(code) and not _LIKE_A_NATIONAL_NUMBER.search(code) else ""
 
 
 def _local(element: etree._Element) -> str:

@@ -34,6 +34,11 @@ def test_any_sign_raises_a_call_whoever_sends_it(signs: dict[str, object], rule:
     assert (decision.traffic, decision.rule) == (BULK, rule)
 
 
+def test_fetching_a_wsdl_is_real_time_whatever_raises_it() -> None:
+    decision = class_of(replace(PLAIN, bulk_prefix=True, describes=True), [])
+    assert (decision.traffic, decision.rule) == (TrafficClass.REALTIME, "wsdl")
+
+
 def test_a_run_that_is_named_is_returned() -> None:
     assert class_of(replace(PLAIN, bulk_run=("42", "43")), []).run_id == "42"
     assert class_of(PLAIN, []).run_id is None

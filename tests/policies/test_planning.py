@@ -53,6 +53,23 @@ def test_never_is_said_as_none() -> None:
     )
     assert ends_at(closed, at("2026-11-24T10:00"), 1, 1.0) is None
     assert ends_at(CALENDAR, at("2026-11-24T10:00"), 10**12, 1.0) is None
+    assert ends_at(CALENDAR, at("2026-11-24T10:00"), 399 * 86400, 1.0) is None
+    assert ends_at(ALWAYS, at("2026-11-24T10:00"), 10**12, 1.0) is None
+    assert ends_at(ALWAYS, at("2026-11-24T10:00"), 399 * 86400, 1.0) is not None
+    assert ends_at(CALENDAR, at("2027-11-24T10:00"), 10**400, 1e-300) is None
+
+
+def test_what_is_done_ends_now() -> None:
+    assert ends_at(CALENDAR, at("2026-11-24T10:00"), 0, 0.0) == at("2026-11-24T10:00")
+
+
+def test_an_end_past_the_horizon_is_not_foreseen_though_its_window_opens_before() -> None:
+    opening = at("2027-12-20T00:00")  # 391 days ahead, the first in this calendar, and open for ever after
+    late = Calendar(
+        BRUSSELS, (), closed_dates=frozenset(at("2026-01-01T00:00").date() + timedelta(n) for n in range(718))
+    )
+    assert ends_at(late, at("2026-11-24T10:00"), 3600, 1.0) == opening.replace(hour=1)
+    assert ends_at(late, at("2026-11-24T10:00"), 20 * 86400, 1.0) is None
 
 
 @given(st.integers(0, 5_000_000), st.floats(0.5, 50), st.integers(0, 60 * 24 * 20))

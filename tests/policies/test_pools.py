@@ -28,6 +28,8 @@ def test_a_call_needs_a_slot_in_each_distinct_pool() -> None:
     assert made.needs(["bcss", "national-register"]) == ("base",)
     assert made.needs(["onss", "bcss"]) == ("base", "onss")
     assert made.unclassified(["onss", "bcss"]) == ("base", "onss", UNCLASSIFIED)
+    assert "onss" in made
+    assert "elsewhere" not in made
     with pytest.raises(KeyError):
         made.pool_of("elsewhere")
 

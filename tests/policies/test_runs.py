@@ -61,8 +61,15 @@ def test_a_lane_gets_as_many_workers_as_its_narrowest_pool_has_slots() -> None:
 
 def test_a_lane_waits_for_a_better_priority_only_where_they_share_a_pool() -> None:
     pools = {1: ("base",), 2: ("base", "onss"), 3: ("onss",)}
-    assert plan([Lane(1, 1), Lane(2, 5), Lane(3, 7)], pools, CAPS) == {1: 4}
+    assert plan([Lane(1, 1), Lane(2, 5)], pools, CAPS) == {1: 4}
     assert plan([Lane(1, 1), Lane(3, 7)], pools, CAPS) == {1: 4, 3: 2}
+    assert plan([Lane(1, 5), Lane(2, 5), Lane(3, 5)], pools, CAPS) == {1: 4, 2: 2, 3: 2}
+
+
+def test_no_pool_idles_for_a_lane_that_cannot_work() -> None:
+    pools = {1: ("base",), 2: ("base", "onss"), 3: ("onss",), 4: ("onss", "none")}
+    assert plan([Lane(3, 7), Lane(2, 5), Lane(1, 1)], pools, CAPS) == {1: 4, 3: 2}, "lane 2 waits for lane 1"
+    assert plan([Lane(4, 1), Lane(3, 7)], pools, CAPS) == {3: 2}, "lane 4 has no slot to come"
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sets(st.sampled_from(["base", "onss"]), min_size=1)), max_size=8))
@@ -73,6 +80,12 @@ def test_somebody_works_whenever_there_is_work(lanes: list[tuple[int, set[str]]]
     assert bool(planned) == bool(work)
     best = min((lane.priority for lane in work), default=0)
     assert all(lane.lane_id in planned for lane in work if lane.priority == best)
+    for lane in work:
+        rivals = [
+            other for other in work if other.lane_id in planned and set(pools[other.lane_id]) & set(pools[lane.lane_id])
+        ]
+        assert rivals, "a lane waits only for one that works"
+        assert (lane.lane_id in planned) == all(other.priority >= lane.priority for other in rivals)
 
 
 def test_a_table_is_drawn_with_its_start_and_its_ends() -> None:

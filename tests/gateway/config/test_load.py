@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.config import Client, ConfigError, Fault, Route, Settings, UpstreamSettings, load
 from policies.model import TrafficClass
+from policies.statuses import Kind, Status
 from tests.gateway.config.sites import LEAST, NOW, Site
 
 ROOT = Path(__file__).parents[3]
@@ -336,6 +337,34 @@ def test_faults_of_the_sites_catalogue_stand_in_its_own_file(site: Site) -> None
 def test_what_the_catalogue_does_not_accept_is_told_with_file_and_line(site: Site) -> None:
     site.write("# own\nsources:\n  onss: 3\n", "own.yaml")
     assert all(fault.startswith("own.yaml:3:") for fault in site.faults(f"{LEAST}catalogue: [own.yaml]\n"))
+
+
+def test_a_site_lays_its_own_meanings_of_statuses_over_the_shipped_ones(site: Site) -> None:
+    site.write("codes:\n  MSG00005: {kind: ok, means: ours}\nhttp:\n  403: {kind: reject}\n", "own.yaml")
+    statuses = site.load(f"{LEAST}statuses: [own.yaml]\n").statuses
+    ours, shipped, forbidden = (
+        statuses.of_status(Status(("MSG00005",))),
+        statuses.of_status(Status(("MSG00006",))),
+        statuses.of_http(403),
+    )
+    assert ours is not None
+    assert (ours.kind, ours.meaning.text) == (Kind.OK, "ours")
+    assert shipped is not None
+    assert shipped.kind is Kind.REJECT
+    assert forbidden is not None
+    assert forbidden.kind is Kind.REJECT
+
+
+def test_faults_of_the_sites_statuses_stand_in_its_own_files(site: Site) -> None:
+    site.write("# own\ncodes:\n  MSG00005: {kind: perhaps}\nhttp:\n  6xx: {kind: reject}\n", "own.yaml")
+    site.write("[]", "list.yaml")
+    assert site.faults(f"{LEAST}statuses: [list.yaml]\n") == [
+        "list.yaml:1:1: holds no statuses. See policies/statuses.yaml for the form.",
+    ]
+    first, second = site.faults(f"{LEAST}statuses: [own.yaml]\n")
+    assert first.startswith("own.yaml:3:13: codes.MSG00005: needs kind, one of ok, nothing_found, partial, reject, ")
+    assert first.endswith(" See policies/statuses.yaml for the form.")
+    assert second.startswith("own.yaml:5:")
 
 
 def test_a_configuration_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
