@@ -307,6 +307,8 @@ async def test_a_client_driven_run_is_counted(store: Store) -> None:
     await store.count(run.id, done=3, rejected=1, failed=0, attempts=5)
     run = await store.count(run.id, done=1, rejected=0, failed=2, attempts=4)
     assert (run.counts, run.total, run.attempts, run.waiting) == (Counts(4, 1, 2, 0), 7, 9, 0)
+    with pytest.raises(StoreError):
+        await store.count(run.id, done=-1, rejected=0, failed=0, attempts=0)
     other = await store.create_run(new_run())
     with pytest.raises(StateError):
         await store.count(other.id, done=1, rejected=0, failed=0, attempts=1)
@@ -424,7 +426,9 @@ async def test_settled_items_are_listed_in_the_order_of_submission(store: Store)
 
 
 async def test_an_item_that_is_not_settled_has_no_record(store: Store) -> None:
-    _, lane_id = await ready_run(store, 1)
+    run, lane_id = await ready_run(store, 1)
     assert await store.item_at(lane_id, 0) is None
     await claimed(store, lane_id)
     assert await store.item_at(lane_id, 0) is None
+    with pytest.raises(StoreError, match="sent"):
+        await store.items(run.id, [ItemState.DONE, ItemState.SENT])

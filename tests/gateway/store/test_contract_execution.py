@@ -281,6 +281,26 @@ async def test_a_result_must_settle(store: Store) -> None:
         await store.settle(settlement(results=[result(batch, 0, ItemState.WAITING)]))
 
 
+async def test_only_what_is_in_a_batch_is_returned_from_it(store: Store) -> None:
+    _, lane_id = await ready_run(store, 4)
+    batch = await claimed(store, lane_id, size=2)
+    with pytest.raises(StoreError):
+        await store.settle(settlement(returned=[again(batch, 3)]))
+    assert await store.claim_returned(lane_id, "here", size=5) is None
+
+
+async def test_what_nobody_claimed_has_no_result(store: Store) -> None:
+    run, lane_id = await ready_run(store, 4)
+    batch = await claimed(store, lane_id, size=2)
+    assert (await store.settle(settlement(results=[result(batch, 3), result(batch, 9)]))).stored == 0
+    assert (await state_of(store, run)).counts == Counts()
+
+
+async def test_there_is_nothing_to_claim_of_a_lane_that_does_not_exist(store: Store) -> None:
+    with pytest.raises(StoreError):
+        await store.claim(4711, "here", size=1, window=1)
+
+
 async def test_a_settlement_tells_the_state_of_its_runs(store: Store) -> None:
     run, lane_id = await ready_run(store, 2)
     batch = await claimed(store, lane_id)

@@ -227,6 +227,18 @@ async def test_another_program_that_holds_the_database_is_told(tmp_path: Path) -
         await store.note("anna", "try", "store")
 
 
+async def test_a_file_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with opened(path):
+        pass
+    thread = StoreThread(path, JumpingClock())
+    await thread.start()
+    await thread.ask(lambda db: db.execute("pragma query_only = on").fetchall())
+    with pytest.raises(StoreDownError, match="cannot be opened for writing"):
+        await SqliteStore(thread).note("anna", "try", "store")
+    await thread.close()
+
+
 async def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     path.write_bytes(b"this is no database, and long enough to be looked at. " * 100)
