@@ -30,7 +30,7 @@ slot that nobody before them could use.
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -227,9 +227,7 @@ class SlotTable:
             key, _ = min(contenders, key=self._rank)
             if len(key.needs) == 1:
                 return self._grant(key)
-            won = [pool for pool in key.needs if self._first_in(pool) == key]
-            self._won.update(won)
-            self._note_winner(key, won)
+            self._won.update([pool for pool in key.needs if self._first_in(pool) == key])
             if self._won == set(key.needs):
                 return self._grant(key)
 
@@ -287,17 +285,14 @@ class SlotTable:
         if key == self._reserver:
             self._give_back()
             self._last_reserver_was_stored = key.stored
-        self._note_winner(key, key.needs)
+        for pool in key.needs:
+            self._last_was_stored[pool] = key.stored
         ticket = self._flows[key].head()
         self._events += 1
         self._take_turn(key, self._events)
         self._dequeue(ticket)
         self._hold(ticket, key)
         return ticket
-
-    def _note_winner(self, key: FlowKey, pools: Iterable[str]) -> None:
-        for pool in pools:
-            self._last_was_stored[pool] = key.stored
 
     # The books.
 
