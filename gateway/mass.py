@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 from gateway.config import Configuration
 from gateway.log import EventLog
 from gateway.metrics import Metrics, Reading
+from gateway.proxy.wire import answer_fields
 from gateway.slots import Slots
 from gateway.upstream import Upstream
 from policies.model import ALL_SOURCES, Clock, StoreDownError
 
 if TYPE_CHECKING:
-    from gateway.runner import Runner
+    from gateway.runner import Runner, Site
     from gateway.sealing import KeyRing
     from gateway.store.interface import Store
 
@@ -128,6 +129,7 @@ class MassRuns:
         return None
 
     async def _opened(self) -> Opened:
+        await asyncio.to_thread(_import)  # a tenth of a second: not in the way of calls
         from gateway.runner import Runner
         from gateway.sealing import KeyRing
 
@@ -166,6 +168,8 @@ class MassRuns:
         return await open_postgres(settings.store.url.get_secret_value(), self._clock, settings.store.timeout)
 
     def _site(self) -> "Site":
+        from gateway.runner import Site
+
         return Site(self._configuration, self._upstreams, answer_fields)
 
     def stop(self) -> None:
@@ -182,6 +186,11 @@ class MassRuns:
         """Let go of the store."""
         if self.opened is not None:
             await self.opened.store.close()
+
+
+def _import() -> None:
+    import gateway.runner
+    import gateway.store.sqlite  # noqa: F401
 
 
 def _engine(shared: bool) -> str:

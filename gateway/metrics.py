@@ -25,6 +25,8 @@ NO_SOURCE = "none"
 OUTCOMES = ("forwarded", "refused", "upstream_error", "client_gone", "cut", "rejected")
 """forwarded: the upstream's answer passed whole; refused: a refusal of ours; upstream_error: a fault of ours about the
 upstream; client_gone: the caller hung up first; cut: the answer broke off midway; rejected: not a call we can read."""
+BUSINESS = ("ok", "nothing_found", "partial", "technical", "reject", "reject_stop", "unknown")
+"""What answers to bulk say of themselves (`policies.recovery`)."""
 WAITS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
 CALLS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 OWN_SHARE = (0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.005, 0.02, 0.1, 0.5)
@@ -78,6 +80,7 @@ class _Families:
     faults: Counter
     wait: Histogram
     suspected: Counter
+    business: Counter
 
 
 class Metrics:
@@ -113,7 +116,11 @@ class Metrics:
         suspected = self._counter(
             "suspected_bulk", "Calls of clients that behave like a batch and do not say so.", "source"
         )
-        self._families = _Families(requests, refusals, upstream, faults, wait, suspected)
+        business = self._counter(
+            "business_status", "Answers to bulk calls by what they say of themselves.", "source", "kind"
+        )
+        self._families = _Families(requests, refusals, upstream, faults, wait, suspected, business)
+        self._business: dict[tuple[str, str], Counter] = {}
         self._calls: dict[tuple[str, TrafficClass], CallMeters] = {}
         self._refusals: dict[tuple[str, TrafficClass, Reason], Counter] = {}
         self._faults: dict[tuple[str, str], Counter] = {}
@@ -147,6 +154,8 @@ class Metrics:
         families = self._families
         for source in sorted({*labels, UNCLASSIFIED, NO_SOURCE} - self.suspected.keys()):
             self.suspected[source] = families.suspected.labels(source)
+            for kind in BUSINESS:
+                self._business[source, kind] = families.business.labels(source, kind)
             for origin in ("gateway", "upstream"):
                 self._faults[source, origin] = families.faults.labels(source, origin)
             for traffic in TrafficClass:
@@ -170,6 +179,10 @@ class Metrics:
     def upstream_fault(self, source: str) -> None:
         """Count a SOAP fault that an upstream sent and that passed untouched."""
         self._faults[source, "upstream"].inc()
+
+    def business(self, source: str, kind: str) -> None:
+        """Count what an answer to a bulk call says of itself."""
+        self._business[source, kind].inc()
 
     def watch(self, read: Callable[[], Iterable[Reading]]) -> None:
         """Have `read` called at each scrape, for gauges that somebody else knows."""

@@ -109,7 +109,7 @@ class Executor:
             return
         wanted = self._planned([one for one in work.values() if self._may_work(one)])
         for lane_id, lane in self.lanes.items():
-            if lane_id not in wanted and not self._winds_down(lane, work.get(lane_id)):
+            if lane_id not in wanted and not self._winds_down(work.get(lane_id)):
                 lane.retire()
             else:
                 lane.resize(wanted.get(lane_id, 0) or lane.workers)
@@ -138,7 +138,7 @@ class Executor:
             return False
         return self._slots.obstacle(site.sources_of(work.key.route, work.key.sources)) is None
 
-    def _winds_down(self, lane: Lane, work: LaneWork | None) -> bool:
+    def _winds_down(self, work: LaneWork | None) -> bool:
         """Say whether a lane has claimed its last, and may send it: it leaves by itself."""
         return work is not None and self._may_work(work) and not (work.unclaimed or work.due)
 

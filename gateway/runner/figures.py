@@ -79,7 +79,7 @@ class Figures:
 
     def readings(self) -> Iterable[Reading]:
         """Yield every reading."""
-        by_state = {(str(state),): 0.0 for state in ACTIVE}
+        by_state: dict[tuple[str, ...], float] = {(str(state),): 0.0 for state in ACTIVE}
         for record in self._records:
             by_state[(str(record.state),)] += 1
         yield Reading("runs", "Runs that have not ended, by state.", ("state",), by_state)
