@@ -28,7 +28,7 @@ from gateway.runner.sending import Site
 from gateway.sealing import KeyRing
 from gateway.slots import Slots
 from gateway.store.interface import Store, StoreError
-from policies.model import ALL_SOURCES, Clock, RunKind, RunState, StoreDownError
+from policies.model import ALL_SOURCES, Clock, RunKind, RunState, Standing, StoreDownError
 
 RENEW_EVERY_S = 5.0
 """R."""
@@ -70,7 +70,7 @@ class Runner:
         self._accounts = Accounts()
         self._committer = Committer(store, self.holder, clock, log, self._settled, self._back)
         self.interruptions = Interruptions(
-            store, clock, log, _interruption_terms(site), self._cap_of, slots.adopt_standing
+            store, clock, log, _interruption_terms(site), self._cap_of, self._adopt_standing
         )
         self._executor = Executor(
             store, self.holder, slots, self._committer, self._accounts, keys, clock, log, self.site, on_defect
@@ -207,6 +207,10 @@ class Runner:
             self._log.info("run purged", run=record.public_id)
 
     # What the parts tell each other.
+
+    def _adopt_standing(self, standing: Standing) -> None:
+        self._slots.adopt_standing(standing)
+        self.wake()
 
     def _settled(self, settled: Settled) -> None:
         self._executor.settled(settled)
