@@ -24,7 +24,9 @@ from gateway.slots import RefusedError, Slots
 from gateway.upstream import GuardClosedError
 
 SPARE = 2
-"""Workers more than slots. 2: when two calls end in the same moment, two others are ready to begin."""
+"""Workers for each slot: when several calls end in the same moment, for each of them another stands ready."""
+TURNS = 2
+"""Of the event loop, before an answer is read: whoever was granted the slot sends first."""
 AFTER_GUARD_S = 0.5
 """Before a worker whose guard said no tries again: the executor looks at the lane every second."""
 
@@ -85,11 +87,11 @@ class Lane:
     @property
     def workers(self) -> int:
         """Return with how many it works, the spare ones not counted."""
-        return max(0, self._wanted - SPARE)
+        return self._wanted // SPARE
 
     def resize(self, workers: int) -> None:
         """Work with so many from now on; those too many leave after the call they are at."""
-        self._wanted = workers + SPARE if workers else 0
+        self._wanted = workers * SPARE
         while self._tasks is not None and not self.retiring and len(self._workers) < self._wanted:
             worker = _Worker()
             self._workers.add(worker)
@@ -146,4 +148,6 @@ class Lane:
             raise
         else:
             worker.waiting = False
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             await self._conclude(item, sources, attempt)
