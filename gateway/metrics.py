@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from policies.model import UNCLASSIFIED, Reason, TrafficClass
+from policies.statuses import Kind
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_SOURCE = "none"
@@ -25,8 +26,6 @@ NO_SOURCE = "none"
 OUTCOMES = ("forwarded", "refused", "upstream_error", "client_gone", "cut", "rejected")
 """forwarded: the upstream's answer passed whole; refused: a refusal of ours; upstream_error: a fault of ours about the
 upstream; client_gone: the caller hung up first; cut: the answer broke off midway; rejected: not a call we can read."""
-BUSINESS = ("ok", "nothing_found", "partial", "technical", "reject", "reject_stop", "unknown")
-"""What answers to bulk say of themselves (`policies.recovery`)."""
 WAITS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
 CALLS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 OWN_SHARE = (0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.005, 0.02, 0.1, 0.5)
@@ -154,7 +153,7 @@ class Metrics:
         families = self._families
         for source in sorted({*labels, UNCLASSIFIED, NO_SOURCE} - self.suspected.keys()):
             self.suspected[source] = families.suspected.labels(source)
-            for kind in BUSINESS:
+            for kind in Kind:
                 self._business[source, kind] = families.business.labels(source, kind)
             for origin in ("gateway", "upstream"):
                 self._faults[source, origin] = families.faults.labels(source, origin)

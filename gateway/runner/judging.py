@@ -109,11 +109,10 @@ class Judge:
         self._count(label, sources, attempt, judged)
         if judged.state is ItemState.WAITING:
             settings = self._site().settings.runs
+            made = stored.attempts + judged.counts
             delay_s = backoff_s(stored.attempts + 1, settings.retry_first, settings.retry_longest, self._dice.random())
             self._committer.add(
-                Returned(
-                    item.batch.batch_id, stored.lane_id, stored.position, stored.attempts + 1, delay_s, judged.code
-                )
+                Returned(item.batch.batch_id, stored.lane_id, stored.position, made, delay_s, judged.code)
             )
         else:
             sealed = b""
