@@ -59,7 +59,7 @@ async def fill(mass: Opened, size: int, latency_ms: int) -> int:
     """Store a run of `size` items; return its id."""
     key, wrapped = mass.keys.new_key()
     run = await mass.store.create_run(NewRun(secrets.token_hex(16), RunKind.FILE, "bench", "bench", wrapped))
-    target = b"/a/%d/%d" % (ANSWER, latency_ms)
+    target = b"/soap/%d/%d" % (ANSWER, latency_ms)
     octets = pack_request(StoredRequest(target, ((b"Content-Type", b"text/xml; charset=utf-8"),), BODY))
     lane = LaneKey("/", ("national-register",), True)
     for begin in range(0, size, CHUNK):

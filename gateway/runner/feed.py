@@ -27,6 +27,9 @@ LOW = 32
 """Items left at which the next batch is claimed."""
 WINDOW = 24
 """Positions that may be sent before the next commit: four slots, times the lag of a commit, times three."""
+CAREFUL = 4
+"""The same where what may have been sent may not be repeated: a crash puts each of them in doubt, and a worker had
+rather wait for a commit now and then."""
 NOT_SENT = "not sent"
 
 Open = Callable[[Iterable[StoredItem]], Awaitable["list[StoredRequest | None]"]]
@@ -54,6 +57,7 @@ class Feed:
         self._opened = opened
         self._items: deque[Item] = deque()
         self._batches: dict[int, BatchInHand] = {}
+        self._window = WINDOW if work.key.repeatable else CAREFUL
         self._changed = Bell()
         self._ended = False
         self._stopped = False
@@ -72,7 +76,7 @@ class Feed:
                 self._changed.ring()
             batch = item.batch
             try:
-                batch.wanted = max(batch.wanted, min(batch.hi, item.stored.position + 1 + WINDOW))
+                batch.wanted = max(batch.wanted, min(batch.hi, item.stored.position + 1 + self._window))
                 await self._committer.armed(batch, item.stored.position)
             except BaseException:
                 self.put_back(item)
@@ -125,7 +129,7 @@ class Feed:
             if batch is not None:
                 return batch
             self.due = False
-        batch = await self._store.claim(self.lane_id, self._holder, size=BATCH, window=WINDOW)
+        batch = await self._store.claim(self.lane_id, self._holder, size=BATCH, window=self._window)
         if batch is None:
             batch = await self._store.claim_returned(self.lane_id, self._holder, size=BATCH)
         return batch
