@@ -66,6 +66,7 @@ class PoolState:
     in_use: int
     reserved: int
     waiting: int
+    callers: int  #: of those waiting, who is no stored item
 
 
 class _Flow:
@@ -204,7 +205,7 @@ class SlotTable:
     def statistics(self) -> Mapping[str, PoolState]:
         """Return how each pool stands."""
         return {
-            pool: PoolState(cap, self._in_use[pool], int(pool in self._won), self._waiting[pool])
+            pool: PoolState(cap, self._in_use[pool], int(pool in self._won), self._waiting[pool], self._callers[pool])
             for pool, cap in self._caps.items()
         }
 
@@ -345,7 +346,7 @@ class SlotTable:
         return [*kept, self._several[key.stored]] if len(key.needs) > 1 else kept
 
 
-def predicted_wait(ahead: int, slots: int, mean_s: float) -> float:
+def predicted_wait(ahead: int, slots: float, mean_s: float) -> float:
     """Return how long a newcomer will probably wait, seconds: `ahead` calls and itself, `slots` at a time, `mean_s`
     each."""
     return math.inf if slots <= 0 else (ahead + 1) / slots * mean_s

@@ -10,7 +10,7 @@ its release is sent; two calls never share one; what cannot be known (an answer 
 Pure, like the rules. Every statement must be answered, or reported `lost`, before the next step is asked for.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from policies.leases import (
@@ -75,14 +75,16 @@ class Leases:
         self._heard_at = 0.0
         self._announced = False
         self._was_installed = False
+        self._other_since: float | None = None  # since when the layout is another one
         self._spared_until = 0.0  # the layout that took the place of ours
 
     # What it knows.
 
-    @property
-    def conflict(self) -> bool:
-        """Whether the store's layout is another one."""
-        return self._book is not None and not self._agrees()
+    def conflict_s(self, now: float) -> float:
+        """Return for how long the store's layout has been another one, beyond the time that a change takes."""
+        if self._other_since is None:
+            return 0.0
+        return max(0.0, now - self._other_since - self._times.renew_s)
 
     def _agrees(self) -> bool:
         return (
@@ -136,17 +138,20 @@ class Leases:
                 return False
         return True
 
-    def unbind(self, ticket: Ticket, places: Iterable[Place], now: float, callers_s: Mapping[str, float]) -> bool:
+    def unbind(
+        self, ticket: Ticket, places: Iterable[Place], now: float, callers_s: Callable[[], Mapping[str, float]]
+    ) -> bool:
         """Say that a call is over; return whether there is a row to release, for somebody who has waited longer
-        elsewhere than the oldest caller here."""
+        elsewhere than the oldest caller here (asked only if anybody waits elsewhere)."""
         leaving = False
+        here_s = callers_s() if self._elsewhere else {}
         for place in places:
             held = self._held.get(place)
             if held is None or held.ticket != ticket:  # lost since
                 continue
             held.ticket, held.idle_since = None, now
             is_sticky = now - held.taken_at < STICKY_S
-            if self.closing or (not is_sticky and self._owed(place[0], now, callers_s.get(place[0], 0.0)) > 0):
+            if self.closing or (not is_sticky and self._owed(place[0], now, here_s.get(place[0], 0.0)) > 0):
                 held.leaving = leaving = True
         return leaving
 
@@ -230,7 +235,7 @@ class Leases:
         return LOOK_S if demand else self._times.renew_s
 
     def _installing(self, now: float) -> Install | None:
-        if self.closing or not self.conflict or self._book is None:
+        if self.closing or self._book is None or self._agrees():
             return None
         if now < max(self._retry_at, self._spared_until) or not may_replace(self._book, self._sightings, now):
             return None
@@ -299,6 +304,10 @@ class Leases:
             row = self._rows.get(place)
             if row is None or (row.token, row.holder) != (held.row.token, held.holder):
                 del self._held[place]  # taken over: our own renewals must have failed for long
+        if self._agrees() or book.layout is None:
+            self._other_since = None
+        elif self._other_since is None:
+            self._other_since = received_at
         if self._agrees():
             self._was_installed = True
         elif self._was_installed and book.layout is not None:
