@@ -199,7 +199,8 @@ class Interruptions:
     def _tell_admission(self) -> None:
         now = self._clock.boot()
         cooling = {source: one.cool_until for source, one in self._followed.items() if one.cool_until > now}
-        at_most = {source: self._slots_now(one, now) for source, one in self._followed.items() if one.cool_until <= now}
+        # While it cools, too: the first second after it is the ramp's.
+        at_most = {source: self._slots_now(one, now) for source, one in self._followed.items()}
         standing = Standing(self._held, cooling, at_most)
         if standing != self._standing:
             self._standing = standing
