@@ -91,13 +91,13 @@ async def measure(folder: Path, port: int, latency_ms: int, seconds: float, url:
     (folder / "config.yaml").write_text(
         f"data_dir: state\nlisteners: [{{address: 127.0.0.1, port: 0}}]\ntelemetry: {{address: 127.0.0.1, port: 0}}\n"
         f"upstreams: {{bcss: {{url: 'http://127.0.0.1:{port}'}}}}\nroutes: [{{prefix: /, upstream: bcss}}]\n"
-        + (f"store: {{url: {{env: DATABASE_URL}}}}\n" if url else "")
+        + ("store: {url: {env: DATABASE_URL}}\n" if url else "")
     )
     clock = EveningClock()
     configuration = load(folder / "config.yaml", {"DATABASE_URL": url}, now=clock.wall())
     with (folder / "log").open("w") as out:
         lines = LineWriter(out)
-        async with running(configuration, clock=clock, lines=lines, dice=Random(1)) as gateway:  # noqa: S311
+        async with running(configuration, clock=clock, lines=lines, dice=Random(1)) as gateway:
             await gateway.mass.is_open.wait()
             assert gateway.mass.opened is not None
             await fill(gateway.mass.opened, int(CAP * (seconds + 5) * 1000 / max(latency_ms, 1)), latency_ms)

@@ -1,8 +1,8 @@
 """The source behind the proxies: answers every POST after a delay, and counts how many it was working on at once.
 
 Usage: python -m benchmarks.source PORT. The delay is the last segment of the path in milliseconds (`/0`, `/20`), the
-size of the answer the one before it (`/a/1500/20`; `/soap/1500/20`: a SOAP message). `GET /peak` says the most calls with a delay at once, and starts
-counting anew.
+size of the answer the one before it (`/a/1500/20`; `/soap/1500/20`: a SOAP message). `GET /peak` says the most calls
+with a delay at once, and starts counting anew.
 """
 
 import asyncio

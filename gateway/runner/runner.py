@@ -37,8 +37,8 @@ FIGURES_EVERY_S = 5.0
 REST_EVERY_S = 30.0
 PURGE_EVERY_S = 3600.0
 STOPPED_S = 3 * RENEW_EVERY_S
-"""A store that was down for longer has stopped bulk: an interruption. Shorter ones are bridged by leases, and by what is
-in hand."""
+"""A store that was down for longer has stopped bulk: an interruption. Shorter ones are bridged by leases and by work in
+hand."""
 PAGE = 200
 
 

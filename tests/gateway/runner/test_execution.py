@@ -9,7 +9,19 @@ import pytest
 from gateway.simulator import Latency, Rule, Script, standing_in
 from policies.model import ItemState, RunState
 from tests.conftest import JumpingClock, gateway_over
-from tests.gateway.runner.making import BASE, FAST, ONSS, WRITES, answer_of, items, nothing_in_hand, opened, request, submit, until
+from tests.gateway.runner.making import (
+    BASE,
+    FAST,
+    ONSS,
+    WRITES,
+    answer_of,
+    items,
+    nothing_in_hand,
+    opened,
+    request,
+    submit,
+    until,
+)
 
 
 async def test_a_run_is_executed_within_the_cap_and_completed(tmp_path: Path) -> None:

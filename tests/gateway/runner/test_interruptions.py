@@ -78,7 +78,8 @@ async def test_a_fault_in_the_ramp_begins_it_again(tmp_path: Path) -> None:
 
 
 async def test_a_hold_stops_a_source_until_its_end(tmp_path: Path) -> None:
-    async with standing_in(Script(latency=Latency(0.02, 0.02))) as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    script = Script(latency=Latency(0.02, 0.02))
+    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url) as run:
         mass = await opened(run)
         record = await submit(mass, 400)
         await until(mass, record, lambda one: one.counts.done >= 20)
