@@ -174,6 +174,10 @@ class SlotTable:
             self._won.discard(pool)
         return self._settle()
 
+    def cap(self, pool: str) -> int:
+        """Return a pool's cap."""
+        return self._caps[pool]
+
     def occupy(self, ticket: Ticket, needs: Needs) -> None:
         """Count a call of the process before this one, which may still be running. It leaves like any other."""
         self._hold(ticket, FlowKey("", needs))

@@ -1,38 +1,32 @@
-"""The asyncio shell of admission: turns the table's answers into waiting and waking, and holds slots until sources
-are done.
+"""Slots for bulk calls: each is asked for, used and left here, and held until its source is done.
 
 Admission of a bulk call, in this order: are we stopping? Does a person hold it? Is the window open, long enough for a
-call to this source? Are we cooling down? Is a slot free in each pool? Else wait in turn, unless that would take too long
-anyway. A stored item of a run is refused nothing: while something stands against it, it waits aside.
+call to this source? Are we cooling down? Is a slot free in each pool? Else wait in turn, unless that would take too
+long anyway (`gateway.slots.line`). A stored item of a run is refused nothing: it waits.
 
-Slots are in memory, or rows that several gateways share (`gateway.slots.keeper`); the table's caps are then the rows
-that this gateway has.
+Slots are in memory, or rows that several gateways share (`gateway.slots.keeper`).
 
 Rules that always hold:
 - Only here is a `Slot` made. It is left exactly once: when its block ended and the source is done, or T after its
   last check.
-- A slot is handed to a specific waiter; there is no moment in which it is free and nobody's. A waiter that is
-  cancelled in the tick of its grant passes it on.
-- Every waiter gets an answer: granted, refused with a reason, or cancelled because its caller left.
-- The window is asked again by the slot's guard, before every write. While two clocks disagree, both must say open.
+- The window, and the rows of a shared slot, are asked again by the slot's guard before every write; holds and
+  cool-downs, and whether a cap was lowered, before the first. While two clocks disagree, both must say open.
 - The count that `cap_violations` watches is kept apart from the table's (`gateway.slots.count`).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 
 from gateway.log import EventLog
 from gateway.slots.count import InProgress, PoolStatistics, RefusedError, Statistics
-from gateway.slots.deadlines import Deadlines
-from gateway.slots.foresight import LONGEST_PREDICTION_S, Foresight, Pacers
+from gateway.slots.foresight import Pacers
 from gateway.slots.keeper import Keeper
+from gateway.slots.line import Line, Rules
 from gateway.slots.obstacles import Obstacles
-from gateway.slots.waiters import Waiter, Waiters
 from gateway.slots.window import Terms, Window
-from policies.admission import Answer, SlotTable
 from policies.leases import Demand
 from policies.model import UNCLASSIFIED, Clock, LeaseStore, Reason, Slot, Standing, Ticket
 from policies.pools import Layout
@@ -69,17 +63,12 @@ class Slots:
         self._stopping = False
         self._window = Window(calendar, clock, terms, self._window_changed)
         self._obstacles = Obstacles(self._window, clock, cooling_until)
-        self._waiters = Waiters()
         self._keeper = self._new_keeper() if leased else None
-        self._limits: Mapping[str, int] = {}
-        self._table = self._new_table()
+        self._line = Line(Rules(layout, terms), self._window, self._obstacles, self._keeper)
         self._tickets = count(1)
-        self._deadlines = Deadlines(self._waiters.all, self._time_is_over)
-        self._reconsidering: asyncio.TimerHandle | None = None
         self._slots: dict[Ticket, Slot] = {}  # whose place in the table is taken
         self._count = InProgress()
         self._office_hours_starts = 0
-        self._foresight = Foresight()
         self._pacers = Pacers(layout)
         for sources, until in occupied:
             self._occupy(sources, until)
@@ -105,19 +94,17 @@ class Slots:
         slot = Slot(ticket, sources, self.pools_of(sources), guard, max(hold_s, self._terms.hold_s))
         pacers = []
         try:
-            if stored:
-                await self._admit_stored(slot, owner)
-            elif not observe:
-                await self._admit(slot, owner)
+            if not observe:
+                await self._admit(slot, owner, stored=stored)
             self._enter(slot, watched=not observe)
-            slot.when_settled(partial(self._leave, ticket))  # the next call need not wait until this answer is relayed
+            slot.when_settled(partial(self._leave, slot))  # the next call need not wait until this answer is relayed
             pacers = self._pacers.take(slot.pools)
             for _, pacer in pacers:
                 await pacer.acquire()
             yield slot
         finally:
             Pacers.put_back(pacers)
-            self._end(ticket, slot)
+            self._end(slot)
 
     def pools_of(self, sources: frozenset[str]) -> tuple[str, ...]:
         """Return the pools in each of which a call to `sources` needs a slot."""
@@ -138,163 +125,60 @@ class Slots:
             return Reason.SHUTTING_DOWN
         self._window.refresh()
         pools = self.pools_of(sources)
-        return self._obstacle(sources, pools) or (self._keeper.reason(pools) if self._keeper is not None else None)
+        return self._line.obstacle(sources, pools) or (self._keeper.reason(pools) if self._keeper is not None else None)
 
-    def _obstacle(self, sources: frozenset[str], pools: tuple[str, ...]) -> Reason | None:
-        if (reason := self._obstacles.reason(sources)) is not None:
-            return reason
-        return Reason.QUEUE_FULL if self._without_slots(pools) else None
-
-    def _without_slots(self, pools: tuple[str, ...]) -> str:
-        """Return a pool that has a share or a setting of 0: whoever waited there would wait for ever."""
-        return next((pool for pool in pools if not self._layout.pools[pool].slots), "")
-
-    async def _admit(self, slot: Slot, owner: str) -> None:
+    async def _admit(self, slot: Slot, owner: str, *, stored: bool) -> None:
         if self._stopping:
             raise RefusedError(Reason.SHUTTING_DOWN)
         self._window.refresh()
-        pools = slot.pools
-        deadline = self._loop.time() + self._terms.queue_time
-        if (refusal := self._obstacles.refusal(slot.sources)) is not None:
-            opens_at = self._window.parks_until() if refusal.reason is Reason.OFFICE_HOURS else None
-            if opens_at is None:
-                raise refusal
-            deadline = self._loop.time() + self._window.seconds_to(opens_at) + self._terms.park_time
-        elif none := self._without_slots(pools):
-            raise RefusedError(Reason.QUEUE_FULL, pool=none, retry_in_s=LONGEST_PREDICTION_S)
-        elif self._keeper is not None and (reason := self._keeper.reason(pools)) is not None:
-            raise RefusedError(reason)
-        else:
-            self._refuse_if_hopeless(pools, owner)
-        match self._table.arrive(slot.ticket, owner, pools):
-            case Answer.FULL:
-                pool = self._fullest(pools)
-                raise RefusedError(Reason.QUEUE_FULL, pool=pool, retry_in_s=self._predicted(pools, owner))
-            case Answer.WAITING:
-                waiter = self._new_waiter(slot, owner)
-                self._deadlines.add(deadline, slot.ticket)
-                if self._keeper is not None:
-                    self._keeper.wake()
-                await self._waiters.turn(waiter)
-            case Answer.GRANTED:
-                self._bind(slot)
-
-    async def _admit_stored(self, slot: Slot, owner: str) -> None:
-        if self._stopping:
-            raise RefusedError(Reason.SHUTTING_DOWN)
-        waiter = self._new_waiter(slot, owner, stored=True)
-        waiter.aside = True
-        self._reconsider_one(waiter)
-        await self._waiters.turn(waiter)
-
-    def _new_waiter(self, slot: Slot, owner: str, *, stored: bool = False) -> Waiter:
-        return self._waiters.add(Waiter(self._loop.create_future(), self._loop.time(), slot, owner, stored))
-
-    def _reconsider(self) -> None:
-        """Something was put in the way of stored items, or taken out of it."""
-        for waiter in self._waiters.stored():
-            self._reconsider_one(waiter)
-        if self._reconsidering is not None:
-            self._reconsidering.cancel()
-            self._reconsidering = None
-        if (end := self._obstacles.next_end_s()) is not None:
-            self._reconsidering = self._loop.call_later(end + 0.001, self._reconsider)
-
-    def _reconsider_one(self, waiter: Waiter) -> None:
-        if waiter.turn.done():
-            return
-        aside = self._obstacle(waiter.slot.sources, waiter.slot.pools) is not None
-        if aside and not waiter.aside:
-            waiter.aside = True
-            self._wake(self._table.leave(waiter.slot.ticket))
-        elif waiter.aside and not aside:
-            waiter.aside = False
-            self._line_up(waiter)
-
-    def _line_up(self, waiter: Waiter) -> bool:
-        """Have somebody who has waited wait in the table; return whether a slot was granted at once."""
-        slot = waiter.slot
-        answer = self._table.arrive(slot.ticket, waiter.owner, slot.pools, bounded=False, stored=waiter.stored)
-        if answer is Answer.GRANTED:
-            self._wake((slot.ticket,))
-        elif self._keeper is not None:
-            self._keeper.wake()
-        return answer is Answer.GRANTED
-
-    def _time_is_over(self, ticket: Ticket) -> None:
-        waiter = self._waiters.all[ticket]
-        if waiter.turn.done():
-            return
-        pools = waiter.slot.pools
-        reason = self._keeper.reason(pools) if self._keeper is not None else None
-        if reason is not None:
-            waiter.turn.set_exception(RefusedError(reason))
-            return
-        wait = self._predicted(pools, waiter.owner)
-        waiter.turn.set_exception(RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait))
+        await (self._line.admit_stored(slot, owner) if stored else self._line.admit(slot, owner))
 
     def _enter(self, slot: Slot, *, watched: bool) -> None:
         self._slots[slot.ticket] = slot
-        if above := self._count.enter(slot.pools, self._slots_of_pools() if watched else None):
+        if above := self._count.enter(slot.pools, Rules(self._layout, self._terms).slots() if watched else None):
             remedy = "Stop bulk, and report this line: it is a defect."
             self._log.error("cap violated", pool=above, in_use=self._count.busy[above], remedy=remedy)
 
-    def _end(self, ticket: Ticket, slot: Slot) -> None:
-        if slot.busy_until is None or ticket not in self._slots:
-            self._leave(ticket)
+    def _end(self, slot: Slot) -> None:
+        if slot.busy_until is None or slot.ticket not in self._slots:
+            self._leave(slot)
         else:  # the source may still be working
-            self._expire_at(ticket, slot.busy_until)
+            self._expire_at(slot, slot.busy_until)
 
-    def _expire_at(self, ticket: Ticket, until: float) -> None:
-        self._loop.call_later(max(0.0, until - self._clock.boot()), self._expire, ticket, until)
+    def _expire_at(self, slot: Slot, until: float) -> None:
+        self._loop.call_later(max(0.0, until - self._clock.boot()), self._expire, slot, until)
 
-    def _expire(self, ticket: Ticket, until: float) -> None:
-        if ticket not in self._slots:
+    def _expire(self, slot: Slot, until: float) -> None:
+        if slot.ticket not in self._slots:
             return
         if self._clock.boot() < until:  # the loop's clock stands while the machine is suspended; the boot clock counts
-            self._expire_at(ticket, until)
+            self._expire_at(slot, until)
         else:
-            self._leave(ticket)
+            self._leave(slot)
 
-    def _leave(self, ticket: Ticket) -> None:
-        slot = self._slots.pop(ticket, None)
-        if slot is not None:
+    def _leave(self, slot: Slot) -> None:
+        if self._slots.pop(slot.ticket, None) is not None:
             self._count.leave(slot.pools)
             if slot.started_at is not None and slot.busy_until is None:
                 self._learn(slot, self._clock.boot() - slot.started_at)
-        if self._keeper is not None:
-            self._keeper.unbind(ticket)
-            self._set_caps()  # before it leaves: its row may be promised to another gateway
-        self._wake(self._table.leave(ticket))
-
-    def _wake(self, granted: Iterable[Ticket]) -> None:
-        for ticket in granted:
-            waiter = self._waiters.all[ticket]
-            self._bind(waiter.slot)
-            # Done already: cancelled, timed out or refused, and about to leave and pass its slot on.
-            if not waiter.turn.done():
-                waiter.turn.set_result(None)
-
-    def _bind(self, slot: Slot) -> None:
-        if self._keeper is not None:
-            self._keeper.bind(slot.ticket, slot.pools)
+        self._line.leave(slot.ticket, slot.pools)
 
     def _learn(self, slot: Slot, took_s: float) -> None:
         for source in slot.sources:
             self._window.learn(source, took_s)
-        self._foresight.learn(slot.pools, took_s)
+        self._line.foresight.learn(slot.pools, took_s)
 
     # What speaks against it.
 
     def _may_start(self, ticket: Ticket, sources: frozenset[str], now: float) -> bool:
-        """Guard a slot: the window is open, its rows are good, and, before the first byte, no cap was lowered and nobody
-        held the source since the slot was given."""
+        """Guard a slot: the window is open, its rows are good. Before the first byte also: since it was given, no cap
+        was lowered, and nobody held the source."""
         slot = self._slots.get(ticket)
         if slot is None:
             return False
         begun = slot.started_at is not None
         if not begun:
-            if any(self._count.busy[pool] > self._at_most(pool) for pool in slot.pools):
+            if any(self._count.busy[pool] > self._line.at_most(pool) for pool in slot.pools):
                 return False
             if not self._obstacles.let_begin(sources):
                 return False
@@ -314,48 +198,15 @@ class Slots:
 
         return guard
 
-    def _refuse_if_hopeless(self, pools: tuple[str, ...], owner: str) -> None:
-        states = self._table.statistics()
-        if all(states[pool].in_use + states[pool].reserved < states[pool].cap for pool in pools):
-            return
-        if (wait := self._predicted(pools, owner)) > self._terms.queue_time:
-            raise RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait)
-
-    def _predicted(self, pools: tuple[str, ...], owner: str) -> float:
-        return self._foresight.predicted(self._table, self._layout, pools, owner)
-
-    def _fullest(self, pools: Sequence[str]) -> str:
-        states = self._table.statistics()
-        return max(pools, key=lambda pool: states[pool].waiting)
-
-    # The window.
+    # What changes.
 
     def _window_changed(self) -> None:
-        window = self._window
-        self._log.info("window", open=window.is_open, next_change=window.next_change)
-        self._wake(self._table.set_open(window.is_open))
-        if not window.is_open and window.parks_until() is None:
-            self._waiters.refuse(Reason.OFFICE_HOURS, opens_at=window.opens_at())
-        self._reconsider()
-
-    # What stands.
+        self._log.info("window", open=self._window.is_open, next_change=self._window.next_change)
+        self._line.window_changed()
 
     def adopt_standing(self, standing: Standing) -> None:
         """Know from now on what is held, what cools down, and how many slots a ramp allows."""
-        self._obstacles.standing = standing
-        self._limits = self._obstacles.limits(self._layout.pools)
-        if self._keeper is not None:
-            self._keeper.limit(self._limits)
-        self._set_caps()
-        for waiter in self._waiters.callers():
-            refusal = self._obstacles.refusal(waiter.slot.sources)
-            if refusal is not None and refusal.reason is not Reason.OFFICE_HOURS:  # whose opening some wait for
-                waiter.refuse(refusal)
-        self._reconsider()
-
-    def _set_caps(self) -> None:
-        for pool, cap in self._caps().items():
-            self._wake(self._table.set_cap(pool, cap))
+        self._line.adopt_standing(standing)
 
     # Slots that several gateways share.
 
@@ -376,44 +227,24 @@ class Slots:
             self._clock,
             self._log,
             demand=self._demand,
-            callers_s=lambda: self._waiters.callers_s(self._loop.time()),
-            changed=self._set_caps,
+            callers_s=lambda: self._line.callers_s(),
+            changed=lambda: self._line.set_caps(),
         )
 
     def _demand(self) -> Demand:
         total = self._layout.total
-        if self._stopping or not self._window.is_open or (total is not None and len(self._slots) >= total):
-            return Demand()
-        return self._waiters.demand(self._loop.time(), self._table.reservation())
+        is_full = total is not None and len(self._slots) >= total
+        return Demand() if self._stopping or is_full else self._line.demand()
 
     # Beginning and end.
 
     def _occupy(self, sources: frozenset[str], until: float) -> None:
         ticket = Ticket(next(self._tickets))
         slot = Slot(ticket, sources, self.pools_of(sources), lambda _now: False, self._terms.hold_s, busy_until=until)
-        self._table.occupy(ticket, slot.pools)
+        self._line.occupy(ticket, slot.pools)
         self._slots[ticket] = slot
         self._count.recount(one.pools for one in self._slots.values())
-        self._expire_at(ticket, until)
-
-    def _new_table(self) -> SlotTable:
-        return SlotTable(
-            self._caps(),
-            queue_length=self._terms.queue_length,
-            park_length=self._terms.park_length,
-            total=self._layout.total,
-            is_open=self._window.is_open,
-        )
-
-    def _slots_of_pools(self) -> dict[str, int]:
-        return {name: pool.slots for name, pool in self._layout.pools.items()}
-
-    def _at_most(self, pool: str) -> int:
-        return min(self._layout.pools[pool].slots, self._limits.get(pool, self._layout.pools[pool].slots))
-
-    def _caps(self) -> dict[str, int]:
-        cap = self._at_most if self._keeper is None else self._keeper.cap
-        return {pool: cap(pool) for pool in self._layout.pools}
+        self._expire_at(slot, until)
 
     def adopt(self, layout: Layout, calendar: Calendar, terms: Terms, *, shared: bool) -> None:
         """Go on under another configuration: one step, in which nobody is let in who would not have been.
@@ -426,34 +257,23 @@ class Slots:
             shared: caps are divided between gateways. What is raised here may still be in use at another one, so it
                 is counted as taken for T.
         """
-        before, self._layout, self._terms = self._slots_of_pools(), layout, terms
+        before = Rules(self._layout, self._terms).slots()
+        self._layout, self._terms = layout, terms
         self._window.adopt(calendar, terms)
-        self._limits = self._obstacles.limits(layout.pools)
         self._pacers = Pacers(layout)
-        granted = [waiter for waiter in self._waiters if waiter.is_granted()]
-        for slot in self._slots.values():
+        granted = self._line.begin_change()
+        for slot in (*self._slots.values(), *[waiter.slot for waiter in self._line.waiters]):
             slot.pools = self.pools_of(slot.sources)
-        if self._keeper is not None:
-            for waiter in granted:
-                self._keeper.unbind(waiter.slot.ticket)
-            self._keeper.adopt(layout, terms.hold_s)
-            for ticket, slot in self._slots.items():
-                self._keeper.recount(ticket, slot.pools)
-        self._table = self._new_table()
-        for ticket, slot in self._slots.items():
-            self._table.occupy(ticket, slot.pools)
+        self._line.adopt(Rules(layout, terms), self._slots)
         self._count.recount(slot.pools for slot in self._slots.values())
         if shared:
             self._occupy_what_was_raised(before)
-        for waiter in (*granted, *[waiter for waiter in self._waiters if not waiter.turn.done()]):
-            waiter.slot.pools = self.pools_of(waiter.slot.sources)
-            if not waiter.aside and not self._line_up(waiter) and waiter.turn.done():
-                waiter.turn = self._loop.create_future()
+        self._line.line_up_again(granted)
         self._window_changed()
 
     def _occupy_what_was_raised(self, before: Mapping[str, int]) -> None:
         until = self._clock.boot() + self._terms.hold_s
-        for pool, cap in self._slots_of_pools().items():
+        for pool, cap in Rules(self._layout, self._terms).slots().items():
             sources = frozenset(sorted(self._layout.pools[pool].sources)[:1])
             for _ in range(cap - before.get(pool, 0)):
                 self._occupy(sources, until)
@@ -461,14 +281,12 @@ class Slots:
     def stop(self) -> None:
         """Admit no more, and refuse everybody who waits. Calls in progress go on."""
         self._stopping = True
-        self._waiters.refuse(Reason.SHUTTING_DOWN, everybody=True)
+        self._line.waiters.refuse(Reason.SHUTTING_DOWN, everybody=True)
 
     def close(self) -> None:
         """Stop following the window."""
         self._window.close()
-        self._deadlines.close()
-        if self._reconsidering is not None:
-            self._reconsidering.cancel()
+        self._line.close()
 
     def held(self) -> tuple[tuple[frozenset[str], float], ...]:
         """Return what sources may still be working on, and until when by the boot clock."""
@@ -477,18 +295,19 @@ class Slots:
     def statistics(self) -> Statistics:
         """Return how admission stands."""
         self._window.refresh()
-        oldest = self._waiters.callers_s(self._loop.time())
+        oldest = self._line.callers_s()
+        waiting = self._line.waiting()
         held = self._keeper.rows() if self._keeper is not None else {}
         pools = {
             name: PoolStatistics(
-                self._layout.pools[name].slots,
+                pool.slots,
                 self._count.busy[name],
                 self._count.peak[name],
-                state.callers,
+                waiting[name],
                 oldest.get(name, 0.0),
                 held.get(name, 0),
             )
-            for name, state in self._table.statistics().items()
+            for name, pool in self._layout.pools.items()
         }
         return Statistics(
             pools,
