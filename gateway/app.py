@@ -112,8 +112,10 @@ class Gateway:
             clock,
             terms_of(settings),
             self._log,
-            cooling_until=start.cooling_until,
-            occupied=start.occupied,
+            # Shared slots are rows: those of a process that is gone are seen to be so by all gateways.
+            cooling_until=None if (leased := settings.store.url is not None) else start.cooling_until,
+            occupied=() if leased else start.occupied,
+            leased=leased,
         )
         self.proxy = Proxy(
             self.slots, self.metrics, Books(self.metrics, clock, lines.msg), clock, self._log, self._turns
@@ -361,7 +363,7 @@ async def running(
         failed: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             gateway = Gateway(configuration, clock, lines, dice, tasks, start)
-            if start.cooling_until is not None:
+            if start.cooling_until is not None and settings.store.url is None:
                 log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
             chores = [
                 tasks.create_task(gateway.watch_lag()),

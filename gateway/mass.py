@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gateway.config import Configuration
 from gateway.log import EventLog
@@ -21,7 +21,7 @@ from gateway.metrics import Metrics, Reading
 from gateway.proxy.wire import answer_fields
 from gateway.slots import Slots
 from gateway.upstream import Upstream
-from policies.model import ALL_SOURCES, Clock, StoreDownError
+from policies.model import ALL_SOURCES, Clock, LeaseStore, StoreDownError
 
 if TYPE_CHECKING:
     from gateway.runner import Runner, Site
@@ -98,16 +98,21 @@ class MassRuns:
                 interruption of everything.
         """
         try:
-            opened = await self._open()
-            if opened is None:
-                return
-            self.opened = opened
-            self.is_open.set()
-            settings = self._configuration.settings
-            if unclean and settings.store.url is None:
-                cool_s = max(settings.hold_total, settings.runs.cool_down)
-                opened.runner.interruptions.interrupt(ALL_SOURCES, "an unclean restart", cool_s)
-            await opened.runner.run()
+            async with asyncio.TaskGroup() as tasks:
+                opened = await self._open()
+                if opened is None:
+                    return
+                self.opened = opened
+                self.is_open.set()
+                if self._is_shared:
+                    # Renews what is held for as long as calls are in progress: until this task is cancelled.
+                    tasks.create_task(self._slots.keep(cast("LeaseStore", opened.store)))
+                elif unclean:
+                    settings = self._configuration.settings
+                    cool_s = max(settings.hold_total, settings.runs.cool_down)
+                    opened.runner.interruptions.interrupt(ALL_SOURCES, "an unclean restart", cool_s)
+                await opened.runner.run()
+                self._ended.set()
         finally:
             self._ended.set()
 
@@ -142,7 +147,7 @@ class MassRuns:
         except BaseException:
             await store.close()
             raise
-        self._log.info("store open", engine=_engine(settings.store.url is not None), schema=after, was=before)
+        self._log.info("store open", engine="postgres" if self._is_shared else "sqlite", schema=after, was=before)
         runner = Runner(
             store,
             self._slots,
@@ -152,7 +157,7 @@ class MassRuns:
             self._log,
             self._dice,
             self._site(),
-            shared=settings.store.url is not None,
+            shared=self._is_shared,
             on_defect=self._on_defect,
         )
         return Opened(store, keys, runner)
@@ -183,18 +188,21 @@ class MassRuns:
         await self._ended.wait()
 
     async def close(self) -> None:
-        """Let go of the store."""
-        if self.opened is not None:
-            await self.opened.store.close()
+        """Let go of slots that are shared, and of the store. Called when `run` is over, and no call in progress."""
+        if self.opened is None:
+            return
+        if self._is_shared:
+            await self._slots.let_go()
+        await self.opened.store.close()
+
+    @property
+    def _is_shared(self) -> bool:
+        return self._configuration.settings.store.url is not None
 
 
 def _import() -> None:
     import gateway.runner
     import gateway.store.sqlite  # noqa: F401
-
-
-def _engine(shared: bool) -> str:
-    return "postgres" if shared else "sqlite"
 
 
 def _says_what_to_do(error: Exception) -> bool:
