@@ -37,16 +37,18 @@ def request(key: LaneKey = BASE) -> StoredRequest:
     return StoredRequest(b"/" + service.encode(), fields, envelope(service, operation))
 
 
-async def submit(mass: Opened, size: int, key: LaneKey = BASE, **changes: Any) -> RunRecord:
+async def submit(mass: Opened, size: int, key: LaneKey = BASE, *, ready: bool = True, **changes: Any) -> RunRecord:
     """Store a run of `size` items, and make it ready."""
     run_key, wrapped = mass.keys.new_key()
     given: dict[str, Any] = {"public_id": secrets.token_hex(16), "kind": RunKind.FILE, "name": "x", "author": "anna"}
-    run = await mass.store.create_run(NewRun(wrapped_key=wrapped, **{**given, **changes}))
+    run = await mass.store.create_run(NewRun(**{"wrapped_key": wrapped, **given, **changes}))
+    if not ready:
+        return run
     octets = pack_request(request(key))
     await mass.store.add_items(run.id, sealed(run_key, run, range(size), octets, key), received=size)
-    ready = await mass.store.change_state(run.id, RunState.READY, author="anna", reason="")
+    record = await mass.store.change_state(run.id, RunState.READY, author="anna", reason="")
     mass.runner.wake()
-    return ready
+    return record
 
 
 def sealed(run_key: RunKey, run: RunRecord, numbers: range, octets: bytes, key: LaneKey) -> list[NewItem]:
