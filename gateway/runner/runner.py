@@ -33,7 +33,7 @@ from policies.model import ALL_SOURCES, Clock, RunKind, RunState, Standing, Stor
 RENEW_EVERY_S = 5.0
 """R."""
 LEASE_MARGIN_S = 1.0
-FIGURES_EVERY_S = 5.0
+FIGURES_EVERY_S = 2.0
 REST_EVERY_S = 30.0
 PURGE_EVERY_S = 3600.0
 STOPPED_S = 3 * RENEW_EVERY_S
