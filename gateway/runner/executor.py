@@ -120,7 +120,8 @@ class Executor:
 
     def _planned(self, work: Collection[LaneWork]) -> Mapping[int, int]:
         pools = {one.lane_id: self._pools(one) for one in work}
-        caps = {name: pool.cap for name, pool in self._slots.statistics().pools.items()}
+        # The configured caps: shared slots are taken when there is a demand, and a ramp bounds slots, not workers.
+        caps = {name: pool.slots for name, pool in self._site().configuration.layout.pools.items()}
         return plan(work, pools, caps)
 
     def _pools(self, work: LaneWork) -> tuple[str, ...]:
