@@ -1,6 +1,7 @@
 """How busy a run keeps its slots: a gateway with a backlog in its store, and a source that takes a fixed time.
 
-Usage: python -m benchmarks.runs [LATENCY_MS [SECONDS [DATABASE_URL]]]   (20 ms, 8 s, SQLite)
+Usage: python -m benchmarks.runs [LATENCY_MS [SECONDS [ENGINE]]]   (20 ms, 8 s, sqlite; postgres: one from a wheel, or a
+URL of an empty database). On PostgreSQL new slots are born occupied for L, so that begins 20 s later.
 
 Prints the share of slot time spent in calls as the gateway's client side sees it, the throughput beside what cap and
 latency allow as the source sees it, the most calls at once, and CPU for an item. Everything is as in production:
@@ -14,6 +15,7 @@ import secrets
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -31,6 +33,7 @@ from gateway.occupancy import boot_id
 from gateway.packing import StoredRequest, pack_request
 from gateway.records import LaneKey, NewItem, NewRun
 from policies.model import RunKind, RunState
+from tests.gateway.store.postgres_server import embedded_server
 
 CAP = 4
 CHUNK = 1000
@@ -90,8 +93,8 @@ async def measure(folder: Path, port: int, latency_ms: int, seconds: float, url:
     (folder / "state" / "busy_until.json").write_text(json.dumps(left))
     (folder / "config.yaml").write_text(
         f"data_dir: state\nlisteners: [{{address: 127.0.0.1, port: 0}}]\ntelemetry: {{address: 127.0.0.1, port: 0}}\n"
-        f"upstreams: {{bcss: {{url: 'http://127.0.0.1:{port}'}}}}\nroutes: [{{prefix: /, upstream: bcss}}]\n"
-        + ("store: {url: {env: DATABASE_URL}}\n" if url else "")
+        f"upstreams: {{bcss: {{url: 'http://127.0.0.1:{port}', call_timeout: 1s, hold: 1s}}}}\n"
+        "routes: [{prefix: /, upstream: bcss}]\n" + ("store: {url: {env: DATABASE_URL}}\n" if url else "")
     )
     clock = EveningClock()
     configuration = load(folder / "config.yaml", {"DATABASE_URL": url}, now=clock.wall())
@@ -101,7 +104,8 @@ async def measure(folder: Path, port: int, latency_ms: int, seconds: float, url:
             await gateway.mass.is_open.wait()
             assert gateway.mass.opened is not None
             await fill(gateway.mass.opened, int(CAP * (seconds + 5) * 1000 / max(latency_ms, 1)), latency_ms)
-            await asyncio.sleep(1.5)
+            while seen(gateway)[0] < 50:
+                await asyncio.sleep(0.5)
             await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/peak")
             calls, busy_s, began, cpu = *seen(gateway), time.perf_counter(), time.process_time()
             await asyncio.sleep(seconds)
@@ -122,8 +126,11 @@ def main() -> None:
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 8.0
     url = sys.argv[3] if len(sys.argv) > 3 else ""
     port = free_port()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
+        if url == "postgres":
+            url = stack.enter_context(embedded_server(durable=True)).url
+        url = "" if url == "sqlite" else url
         command = [sys.executable, "-m", "benchmarks.source", str(port)]
         with started(command, LOAD_CPU, port, folder / "source.log"):
             os.sched_setaffinity(0, {PROXY_CPU})
