@@ -30,6 +30,7 @@ from gateway.certificates import ListenerContext, expiries, server_context
 from gateway.config import ConfigError, Configuration, Settings, load
 from gateway.inbound import Acceptor, Handler, Inbound, Listener, Turns, listening_on
 from gateway.log import LineWriter, event_log
+from gateway.mass import MassRuns
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
 from gateway.parts import form_of, terms_of
@@ -111,14 +112,20 @@ class Gateway:
             clock,
             terms_of(settings),
             self._log,
-            cooling_until=start.cooling_until,
-            occupied=start.occupied,
+            # Shared slots are rows: those of a process that is gone are seen to be so by all gateways.
+            cooling_until=None if (leased := settings.store.url is not None) else start.cooling_until,
+            occupied=() if leased else start.occupied,
+            leased=leased,
         )
         self.proxy = Proxy(
             self.slots, self.metrics, Books(self.metrics, clock, lines.msg), clock, self._log, self._turns
         )
         self.proxy.adopt(configuration, self.upstreams, self._refuser(settings))
+        self.mass = MassRuns(
+            configuration, self.upstreams, self.slots, self.metrics, clock, self._log, dice, on_defect=self._defect
+        )
         self.metrics.watch(self._readings)
+        self.metrics.watch(self.mass.readings)
 
     def _refuser(self, settings: Settings) -> Refuser:
         bulk = settings.bulk
@@ -211,6 +218,7 @@ class Gateway:
         shared = settings.bulk.share is not None or before.settings.bulk.share is not None
         self.slots.adopt(fresh.layout, fresh.calendar, terms_of(settings), shared=shared)
         self.proxy.adopt(fresh, pools, self._refuser(settings))
+        self.mass.adopt(fresh, pools)
         for pool in retired:
             pool.retire()
         self._reloaded_at = self._clock.wall().timestamp()
@@ -297,9 +305,11 @@ class Gateway:
         self.proxy.draining = True
         self._log.info("stopping", in_flight=self.proxy.in_flight, drain_s=self._settings.drain_time)
         self.slots.stop()
+        self.mass.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_time):
                 await self.proxy.idle()
+                await self.mass.ended()
 
     async def close(self) -> None:
         """Close listeners and connections; what is still in flight is cut."""
@@ -349,11 +359,11 @@ async def running(
     occupancy = Occupancy(settings.data_dir, boot_id())
     occupancy.acquire()
     try:
-        start = occupancy.read_and_mark(settings.hold_total, clock.boot())
+        start = occupancy.read_and_mark(settings.hold_total, clock.boot(), settings.runs.cool_down)
         failed: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             gateway = Gateway(configuration, clock, lines, dice, tasks, start)
-            if start.cooling_until is not None:
+            if start.cooling_until is not None and settings.store.url is None:
                 log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
             chores = [
                 tasks.create_task(gateway.watch_lag()),
@@ -362,6 +372,7 @@ async def running(
             try:
                 gateway.listen()
                 log.info("ready", traffic=gateway.addresses.traffic, telemetry=gateway.addresses.telemetry)
+                chores.append(tasks.create_task(gateway.mass.run(unclean=start.unclean)))
                 yield gateway
                 await gateway.drain()
             except Exception as error:  # noqa: BLE001  # the block's own, raised again outside of the group
@@ -370,6 +381,7 @@ async def running(
                 for chore in chores:
                     chore.cancel()
                 await gateway.close()
+        await gateway.mass.close()
         gateway.slots.close()
         if failed is not None:
             raise failed

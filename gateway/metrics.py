@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from policies.model import UNCLASSIFIED, Reason, TrafficClass
+from policies.statuses import Kind
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_SOURCE = "none"
@@ -78,6 +79,7 @@ class _Families:
     faults: Counter
     wait: Histogram
     suspected: Counter
+    business: Counter
 
 
 class Metrics:
@@ -113,7 +115,11 @@ class Metrics:
         suspected = self._counter(
             "suspected_bulk", "Calls of clients that behave like a batch and do not say so.", "source"
         )
-        self._families = _Families(requests, refusals, upstream, faults, wait, suspected)
+        business = self._counter(
+            "business_status", "Answers to bulk calls by what they say of themselves.", "source", "kind"
+        )
+        self._families = _Families(requests, refusals, upstream, faults, wait, suspected, business)
+        self._business: dict[tuple[str, str], Counter] = {}
         self._calls: dict[tuple[str, TrafficClass], CallMeters] = {}
         self._refusals: dict[tuple[str, TrafficClass, Reason], Counter] = {}
         self._faults: dict[tuple[str, str], Counter] = {}
@@ -147,6 +153,8 @@ class Metrics:
         families = self._families
         for source in sorted({*labels, UNCLASSIFIED, NO_SOURCE} - self.suspected.keys()):
             self.suspected[source] = families.suspected.labels(source)
+            for kind in Kind:
+                self._business[source, kind] = families.business.labels(source, kind)
             for origin in ("gateway", "upstream"):
                 self._faults[source, origin] = families.faults.labels(source, origin)
             for traffic in TrafficClass:
@@ -170,6 +178,10 @@ class Metrics:
     def upstream_fault(self, source: str) -> None:
         """Count a SOAP fault that an upstream sent and that passed untouched."""
         self._faults[source, "upstream"].inc()
+
+    def business(self, source: str, kind: str) -> None:
+        """Count what an answer to a bulk call says of itself."""
+        self._business[source, kind].inc()
 
     def watch(self, read: Callable[[], Iterable[Reading]]) -> None:
         """Have `read` called at each scrape, for gauges that somebody else knows."""

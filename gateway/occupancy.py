@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class StartState:
     cooling_until: float | None  #: boot clock; until then no bulk call may start; None: it is known what is running
     occupied: tuple[Entry, ...] = ()
     why: str = ""  #: why bulk has to wait, for the log
+    unclean: bool = False  #: an earlier process did not stop in order: an interruption, after which bulk is ramped
 
 
 def boot_id() -> str:
@@ -85,16 +86,19 @@ class Occupancy:
             os.close(self._lock)
             self._lock = None
 
-    def read_and_mark(self, hold_s: float, now: float) -> StartState:
+    def read_and_mark(self, hold_s: float, now: float, cool_down_s: float = 0.0) -> StartState:
         """Read what was left behind, and mark the file unclean until `write_clean`.
 
         Args:
             hold_s: the T in force from now on.
             now: the boot clock.
+            cool_down_s: what an interruption asks for; an unclean stop is one.
         """
         state = self._state(hold_s, now)
         # A crash before the wait is over must not shorten what the process before this one left: its T stays in force.
         longest = max([hold_s, (state.cooling_until or now) - now, *(until - now for _, until in state.occupied)])
+        if state.unclean and state.cooling_until is not None:
+            state = replace(state, cooling_until=max(state.cooling_until, now + cool_down_s))
         self._hold_s = longest
         self._write({"boot": self._boot, "hold_s": longest, "clean": False})
         return state
@@ -121,10 +125,10 @@ class Occupancy:
         except FileNotFoundError:
             return StartState(now + hold_s, why="nothing is known of an earlier process")
         except (OSError, ValueError, KeyError, TypeError):
-            return StartState(now + hold_s, why="what an earlier process left cannot be read")
+            return StartState(now + hold_s, why="what an earlier process left cannot be read", unclean=True)
         until = now + max(hold_s, old_hold_s)
         if left.get("clean") is not True:
-            return StartState(until, why="the earlier process did not stop in order")
+            return StartState(until, why="the earlier process did not stop in order", unclean=True)
         if not self._boot or left.get("boot") != self._boot:
             return StartState(until, why="the earlier process ran before the machine was started")
         try:

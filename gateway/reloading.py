@@ -31,7 +31,7 @@ def marks_of(files: Iterable[Path]) -> Marks:
 
 def needs_restart(before: Settings, after: Settings) -> tuple[str, ...]:
     """Return, in sentences, what cannot be changed while the gateway runs."""
-    changed = [key for key in ("data_dir", "telemetry") if getattr(before, key) != getattr(after, key)]
+    changed = [key for key in ("data_dir", "telemetry", "store") if getattr(before, key) != getattr(after, key)]
     if [_place(one) for one in before.listeners] != [_place(one) for one in after.listeners]:
         changed.append("listeners (address, port, whether TLS, whether clients show a certificate)")
     return tuple(f"{key}: has changed, and that needs a restart." for key in changed)

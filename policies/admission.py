@@ -1,27 +1,31 @@
 """Which bulk call gets a slot, which waits, which is turned away.
 
 A slot table counts; it never waits, sleeps, logs or reads a clock. Its owner tells it what happened (`arrive`, `leave`,
-`set_open`) and acts on the answer. Seven rules hold after every call, and `tests/policies/test_admission.py` checks
-them against independent books:
+`set_open`, `set_cap`) and acts on the answer. Eight rules hold after every call, and `tests/policies/test_admission.py`
+checks them against independent books:
 
-1. No pool has more calls in progress than its cap, nor are there more calls in all than the total. What `occupy`
-brings in
-   from the process before this one counts, and is the one thing that may stand above the cap: then nobody is granted.
+1. Nobody is granted in a pool that has as many calls in progress as its cap, nor when there are as many in all as the
+   total. What `occupy` brings in from the process before this one counts. Only that, and a cap that was lowered, may
+   leave a pool above its cap.
 2. While the table is closed nobody is granted.
 3. Inside a flow, service is first come, first served.
 4. No slot lies idle while a waiter may have it. A reserved slot is not idle.
-5. No flow starves: a flow's head is served after each flow that was served, or began to wait, before it.
+5. No flow starves: a flow's head is served after each flow of its kind that was served, or began to wait, before it.
 6. A call that needs several pools gets all its slots at once or none, and nobody waits for ever: only one call
-reserves. 7. A call leaves once, whether served or not; leaving twice is harmless.
+   reserves.
+7. A call leaves once, whether served or not; leaving twice is harmless.
+8. Callers who wait at the line go before stored items of runs. But while stored items wait for a pool, one slot of it
+   is theirs; in a pool of one slot the two kinds alternate.
 
-Theory of operation. A *flow* is one owner's calls with the same needs. Every grant and every awakening of a flow
-takes a number from one counter; a flow's *turn* is the number of its last grant or, if later, of its awakening.
-Flows are served by lowest turn, which is round robin among those that wait, and comparable between pools. Calls for
-one pool compete for its free slots by turn. Of the calls that need several pools, the one with the lowest turn is
-the *reserver*: in each of its pools it competes by its turn like the others, but what it wins is kept aside until it
-has won in all. The choice stands from its first reservation until it is granted or leaves, giving all back: one
-reserver at a time, so no two calls can hold what the other needs. The other calls for several pools are granted when
-all their pools have a free slot that nobody before them could use.
+Theory of operation. A *flow* is one owner's calls with the same needs and of one kind. Every grant and every awakening
+of a flow takes a number from one counter; a flow's *turn* is the number of its last grant or, if later, of its
+awakening. Flows of a kind are served by lowest turn, which is round robin among those that wait, and comparable between
+pools. In each pool the kind that goes first (rule 8) competes for free slots before the other, each by turn. Of the
+calls that need several pools, the one with the lowest turn is the *reserver* (of the two kinds in turn, where both
+wait): in each of its pools it competes like the others, but what it wins is kept aside until it has won in all. The
+choice stands from its first reservation until it is granted or leaves, giving all back: one reserver at a time, so no
+two calls can hold what the other needs. The other calls for several pools are granted when all their pools have a free
+slot that nobody before them could use.
 """
 
 import math
@@ -29,13 +33,21 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
+from typing import NamedTuple
 
 from policies.model import Ticket
 
 Needs = tuple[str, ...]
 """The pools in each of which a call needs a slot, sorted."""
-FlowKey = tuple[str, Needs]
-"""An owner, and what its calls need."""
+
+
+class FlowKey(NamedTuple):
+    """Whose calls, what they need, and whether they are stored items of runs."""
+
+    owner: str
+    needs: Needs
+    stored: bool = False
 
 
 class Answer(StrEnum):
@@ -54,6 +66,7 @@ class PoolState:
     in_use: int
     reserved: int
     waiting: int
+    callers: int  #: of those waiting, who is no stored item
 
 
 class _Flow:
@@ -67,6 +80,9 @@ class _Flow:
 
     def head(self) -> Ticket:
         return next(iter(self.queue))
+
+
+_Kinds = tuple["OrderedDict[FlowKey, _Flow]", "OrderedDict[FlowKey, _Flow]"]
 
 
 class SlotTable:
@@ -87,22 +103,32 @@ class SlotTable:
         self._park_length = park_length
         self._open = is_open
         self._in_use = dict.fromkeys(caps, 0)
+        self._stored = dict.fromkeys(caps, 0)  # of those in use, how many by stored items
+        self._last_was_stored = dict.fromkeys(caps, False)  # who won the pool's last slot
         self._waiting = dict.fromkeys(caps, 0)
+        self._callers = dict.fromkeys(caps, 0)  # of those waiting, how many at the line
         self._held: dict[Ticket, FlowKey] = {}
         self._flow_of: dict[Ticket, FlowKey] = {}
-        # Flows with waiters. Turns only grow, and a flow that gets a new one moves to the end: each is sorted by turn.
-        self._flows: OrderedDict[FlowKey, _Flow] = OrderedDict()
-        self._by_pool: dict[str, OrderedDict[FlowKey, _Flow]] = {pool: OrderedDict() for pool in caps}
-        self._several: OrderedDict[FlowKey, _Flow] = OrderedDict()
+        self._flows: dict[FlowKey, _Flow] = {}  # those with waiters
+        # The same, callers' flows first, then stored ones. Turns only grow, and a flow that gets a new one moves to the
+        # end: each is sorted by turn.
+        self._by_pool: dict[str, _Kinds] = {pool: (OrderedDict(), OrderedDict()) for pool in caps}
+        self._several: _Kinds = (OrderedDict(), OrderedDict())
         self._events = 0
         self._reserver: FlowKey | None = None
+        self._last_reserver_was_stored = True
         self._won: set[str] = set()  # where the reserver has reserved
 
-    def arrive(self, ticket: Ticket, owner: str, needs: Needs, *, bounded: bool = True) -> Answer:
-        """Take a newcomer in, if there is room for it to run or to wait. Not `bounded`: it has waited elsewhere."""
+    def arrive(self, ticket: Ticket, owner: str, needs: Needs, *, bounded: bool = True, stored: bool = False) -> Answer:
+        """Take a newcomer in, if there is room for it to run or to wait.
+
+        Args:
+            bounded: False: it has waited elsewhere, so that it may wait here too.
+            stored: it is an item of a run, which waits as long as it takes and is in nobody's way.
+        """
         longest = self._queue_length if self._open else self._park_length
-        full = bounded and any(self._waiting[pool] >= longest for pool in needs)
-        self._enqueue(ticket, (owner, needs))
+        full = bounded and not stored and any(self._callers[pool] >= longest for pool in needs)
+        self._enqueue(ticket, FlowKey(owner, needs, stored))
         if ticket in self._settle():
             return Answer.GRANTED
         if full:
@@ -141,18 +167,40 @@ class SlotTable:
             self._give_back()
         return self._settle()
 
+    def set_cap(self, pool: str, cap: int) -> tuple[Ticket, ...]:
+        """Change a pool's cap; return the waiters that it lets in. Calls in progress run on, above it too."""
+        self._caps[pool] = cap
+        if self._in_use[pool] >= cap:
+            self._won.discard(pool)
+        return self._settle()
+
+    def cap(self, pool: str) -> int:
+        """Return a pool's cap."""
+        return self._caps[pool]
+
     def occupy(self, ticket: Ticket, needs: Needs) -> None:
         """Count a call of the process before this one, which may still be running. It leaves like any other."""
-        self._hold(ticket, ("", needs))
+        self._hold(ticket, FlowKey("", needs))
+        self._won.difference_update([pool for pool in needs if self._in_use[pool] >= self._caps[pool]])
 
     def ahead(self, owner: str, needs: Needs) -> int:
-        """Return how many waiters will be served before a newcomer, at the most, in the fullest of its pools.
+        """Return how many callers will be served before a new one, at the most, in the fullest of its pools.
 
         In round robin each other flow is served at most as often as the newcomer's place in its own flow.
         """
-        own = self._flows.get((owner, needs))
+        own = self._flows.get(FlowKey(owner, needs))
         place = len(own.queue) + 1 if own is not None else 1
-        return max(min(self._waiting[pool], len(self._by_pool[pool]) * place) for pool in needs)
+        return max(min(self._callers[pool], len(self._by_pool[pool][0]) * place) for pool in needs)
+
+    def has_stored(self, pool: str) -> bool:
+        """Say whether stored items wait for a pool, so that one of its slots is theirs."""
+        return self._waiting[pool] > self._callers[pool]
+
+    def reservation(self) -> tuple[Needs, frozenset[str]] | None:
+        """Return what the call needs that reserves, or would be the first to, and in which pools it has reserved."""
+        if not self._won:
+            self._reserver = self._next_reserver()
+        return (self._reserver.needs, frozenset(self._won)) if self._reserver is not None else None
 
     def waiting(self) -> tuple[Ticket, ...]:
         """Return every waiter."""
@@ -161,7 +209,7 @@ class SlotTable:
     def statistics(self) -> Mapping[str, PoolState]:
         """Return how each pool stands."""
         return {
-            pool: PoolState(cap, self._in_use[pool], int(pool in self._won), self._waiting[pool])
+            pool: PoolState(cap, self._in_use[pool], int(pool in self._won), self._waiting[pool], self._callers[pool])
             for pool, cap in self._caps.items()
         }
 
@@ -177,24 +225,42 @@ class SlotTable:
         """Hand free slots to whose turn it is, until a call has all that it needs; return that call."""
         while True:
             if not self._won:
-                self._reserver = next(iter(self._several), None)
-            contenders = [key for pool in self._caps if (key := self._first_in(pool)) is not None]
+                self._reserver = self._next_reserver()
+            contenders = [(key, pool) for pool in self._caps if (key := self._first_in(pool)) is not None]
             if not contenders:
                 return self._next_of_several()
-            key = min(contenders, key=lambda one: self._flows[one].turn)
-            if len(key[1]) == 1:
+            key, _ = min(contenders, key=self._rank)
+            if len(key.needs) == 1:
                 return self._grant(key)
-            self._won.update(pool for pool in key[1] if self._first_in(pool) == key)
-            if self._won == set(key[1]):
+            self._won.update([pool for pool in key.needs if self._first_in(pool) == key])
+            if self._won == set(key.needs):
                 return self._grant(key)
+
+    def _next_reserver(self) -> FlowKey | None:
+        callers, stored = (next(iter(flows), None) for flows in self._several)
+        first, second = (callers, stored) if self._last_reserver_was_stored else (stored, callers)
+        return first or second
+
+    def _rank(self, contender: tuple[FlowKey, str]) -> tuple[bool, int]:
+        """Return a contender's place in the line for what is left of the total."""
+        key, pool = contender
+        return key.stored and not self._is_theirs(pool), self._flows[key].turn
+
+    def _is_theirs(self, pool: str) -> bool:
+        """Say whether the next slot of a pool is for stored items, if any wait."""
+        reserved = self._reserver is not None and self._reserver.stored and pool in self._won
+        if self._stored[pool] or reserved:
+            return False
+        return self._caps[pool] > 1 or not self._last_was_stored[pool]
 
     def _first_in(self, pool: str) -> FlowKey | None:
         """Return whose turn it is for a free slot of a pool, if there is one of both."""
         has_room = self._has_room()
         if not self._is_free(pool) or not (has_room or self._won):
             return None
-        for key in self._by_pool[pool]:
-            if len(key[1]) == 1:
+        callers, stored = self._by_pool[pool]
+        for key in chain(stored, callers) if self._is_theirs(pool) else chain(callers, stored):
+            if len(key.needs) == 1:
                 if has_room:
                     return key
                 # The total is reached, and the reserver's share of it is what it waits with: it may go on, or all
@@ -205,8 +271,8 @@ class SlotTable:
 
     def _next_of_several(self) -> Ticket | None:
         """Grant a call for several pools that finds them all free after those who come first have had their turn."""
-        for key in self._several:
-            if key != self._reserver and self._has_room() and all(self._is_free(pool) for pool in key[1]):
+        for key in chain(*self._several):
+            if key != self._reserver and self._has_room() and all(self._is_free(pool) for pool in key.needs):
                 return self._grant(key)
         return None
 
@@ -223,6 +289,9 @@ class SlotTable:
     def _grant(self, key: FlowKey) -> Ticket:
         if key == self._reserver:
             self._give_back()
+            self._last_reserver_was_stored = key.stored
+        for pool in key.needs:
+            self._last_was_stored[pool] = key.stored
         ticket = self._flows[key].head()
         self._events += 1
         self._take_turn(key, self._events)
@@ -234,13 +303,15 @@ class SlotTable:
 
     def _hold(self, ticket: Ticket, key: FlowKey) -> None:
         self._held[ticket] = key
-        for pool in key[1]:
+        for pool in key.needs:
             self._in_use[pool] += 1
+            self._stored[pool] += key.stored
 
     def _let_go(self, ticket: Ticket) -> FlowKey:
         key = self._held.pop(ticket)
-        for pool in key[1]:
+        for pool in key.needs:
             self._in_use[pool] -= 1
+            self._stored[pool] -= key.stored
         return key
 
     def _enqueue(self, ticket: Ticket, key: FlowKey) -> None:
@@ -253,15 +324,17 @@ class SlotTable:
             flow.turn = self._events
         flow.queue[ticket] = None
         self._flow_of[ticket] = key
-        for pool in key[1]:
+        for pool in key.needs:
             self._waiting[pool] += 1
+            self._callers[pool] += not key.stored
 
     def _dequeue(self, ticket: Ticket) -> None:
         key = self._flow_of.pop(ticket)
         flow = self._flows[key]
         del flow.queue[ticket]
-        for pool in key[1]:
+        for pool in key.needs:
             self._waiting[pool] -= 1
+            self._callers[pool] -= not key.stored
         if not flow.queue:
             del self._flows[key]
             for flows in self._kept_in(key):
@@ -273,11 +346,11 @@ class SlotTable:
             flows.move_to_end(key, last=turn > 0)
 
     def _kept_in(self, key: FlowKey) -> list[OrderedDict[FlowKey, _Flow]]:
-        kept = [self._by_pool[pool] for pool in key[1]]
-        return [*kept, self._several] if len(key[1]) > 1 else kept
+        kept = [self._by_pool[pool][key.stored] for pool in key.needs]
+        return [*kept, self._several[key.stored]] if len(key.needs) > 1 else kept
 
 
-def predicted_wait(ahead: int, slots: int, mean_s: float) -> float:
+def predicted_wait(ahead: int, slots: float, mean_s: float) -> float:
     """Return how long a newcomer will probably wait, seconds: `ahead` calls and itself, `slots` at a time, `mean_s`
     each."""
     return math.inf if slots <= 0 else (ahead + 1) / slots * mean_s

@@ -33,8 +33,9 @@ class PoolStatistics:
     cap: int
     in_use: int
     peak: int
-    waiting: int
-    oldest_s: float  #: how long the oldest waiter has waited
+    waiting: int  #: callers at the line; stored items of runs are counted elsewhere
+    oldest_s: float  #: how long the oldest of them has waited
+    rows: int = 0  #: slots that this gateway holds, where several share them
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Statistics:
     cooling_s: float  #: for how long bulk still waits after an unclean stop
     violations: int  #: times that admission let a call into a pool that had as many as its cap: a defect
     office_hours_starts: int  #: calls whose first byte went out while the window was closed: only in mode observe
+    store_up: bool | None = None  #: whether the store of shared slots answers; None: there is none, or not asked yet
+    layout_conflict: bool = False  #: other gateways on the store have other pools, caps or times: bulk waits
 
 
 class InProgress:

@@ -1,4 +1,4 @@
-"""The seven rules of policies.admission, under every order of events that Hypothesis can think of."""
+"""The eight rules of policies.admission, under every order of events that Hypothesis can think of."""
 
 from itertools import count
 
@@ -15,7 +15,7 @@ QUEUE, PARK = 4, 6
 NEEDS = [("base",), ("onss",), ("onem",), ("base", "onss"), ("onem", "onss"), ("base", "onem", "onss"), ("base", "cin")]
 OWNERS = ["payroll", "pensions", "audit"]
 
-Flow = tuple[str, tuple[str, ...]]
+Flow = tuple[str, tuple[str, ...], bool]
 
 
 class Books(RuleBasedStateMachine):
@@ -31,26 +31,32 @@ class Books(RuleBasedStateMachine):
         self.held: dict[Ticket, Flow] = {}
         self.waiting: dict[Ticket, Flow] = {}  # in the order of arrival
         self.first_again: list[Ticket] = []  # returned to the head of their flow, latest last
+        self.caps = dict(CAPS)
+        self.lowered = False  # a pool may stand above its cap
+        self.last_was_stored = dict.fromkeys(CAPS, False)
         self.overtaken: dict[Ticket, list[Flow]] = {}  # head of a flow -> flows granted while it was the head
 
     # What can happen.
 
-    @rule(owner=st.sampled_from(OWNERS), needs=st.sampled_from(NEEDS))
-    def arrive(self, owner: str, needs: tuple[str, ...]) -> None:
+    @rule(owner=st.sampled_from(OWNERS), needs=st.sampled_from(NEEDS), stored=st.booleans())
+    def arrive(self, owner: str, needs: tuple[str, ...], stored: bool) -> None:
         ticket = Ticket(next(self.numbers))
         ahead = self.table.ahead(owner, needs)
-        answer = self.table.arrive(ticket, owner, needs)
+        flow = (owner, needs, stored)
+        answer = self.table.arrive(ticket, owner, needs, stored=stored)
         longest = QUEUE if self.open else PARK
-        queues = [sum(pool in flow[1] for flow in self.waiting.values()) for pool in needs]
+        queues = [sum(pool in flow[1] and not flow[2] for flow in self.waiting.values()) for pool in needs]
         if answer is Answer.GRANTED:
-            assert (owner, needs) not in self.waiting.values(), "a newcomer overtook its own flow"
+            assert flow not in self.waiting.values(), "a newcomer overtook its own flow"
             assert self.open
-            self.held[ticket] = (owner, needs)
-            self.note_overtaken((owner, needs))
+            self.its_kind_was_due(flow)
+            self.held[ticket] = flow
+            self.note_overtaken(flow)
         elif answer is Answer.WAITING:
-            assert max(queues) < longest
-            self.waiting[ticket] = (owner, needs)
+            assert stored or max(queues) < longest
+            self.waiting[ticket] = flow
         else:
+            assert not stored
             assert max(queues) >= longest
         assert 0 <= ahead <= max(queues)
 
@@ -80,18 +86,25 @@ class Books(RuleBasedStateMachine):
         self.open = is_open
         self.grant(self.table.set_open(is_open))
 
+    @rule(pool=st.sampled_from(sorted(CAPS)), cap=st.integers(0, 3))
+    def another_cap(self, pool: str, cap: int) -> None:
+        self.lowered |= cap < self.caps[pool]
+        self.caps[pool] = cap
+        self.grant(self.table.set_cap(pool, cap))
+
     @rule(needs=st.sampled_from(NEEDS))
     @precondition(lambda self: sum(not flow[0] for flow in self.held.values()) < 2)
     def something_still_runs(self, needs: tuple[str, ...]) -> None:
         ticket = Ticket(next(self.numbers))
         self.table.occupy(ticket, needs)
-        self.held[ticket] = ("", needs)
+        self.held[ticket] = ("", needs, False)
 
     def grant(self, granted: tuple[Ticket, ...]) -> None:
         for ticket in granted:
             flow = self.waiting[ticket]
             assert ticket == self.head(flow), "out of turn inside a flow"
             assert self.open
+            self.its_kind_was_due(flow)
             del self.waiting[ticket]
             if ticket in self.first_again:
                 self.first_again.remove(ticket)
@@ -109,16 +122,35 @@ class Books(RuleBasedStateMachine):
             head = self.head(waiting)
             self.overtaken.setdefault(head, []).append(flow)
 
+    def reserved(self) -> set[str]:
+        return {pool for pool, state in self.table.statistics().items() if state.reserved}
+
+    def its_kind_was_due(self, flow: Flow) -> None:
+        """A call for one pool was granted: was it its kind's turn there? (Reservations are the table's secret.)"""
+        _, needs, stored = flow
+        for pool in needs:
+            in_use = [one for one in self.held.values() if pool in one[1]]
+            assert len(in_use) < self.caps[pool], "granted in a full pool"
+            theirs = not any(one[2] for one in in_use) and (self.caps[pool] > 1 or not self.last_was_stored[pool])
+            others = any(one[1] == (pool,) and one[2] is not stored for one in self.waiting.values())
+            if len(needs) == 1 and others and self.total is None and not self.someone_reserves(pool):
+                assert stored is theirs, f"{flow} was served before the other kind"
+            self.last_was_stored[pool] = stored
+
+    def someone_reserves(self, pool: str) -> bool:
+        return any(pool in one[1] and len(one[1]) > 1 for one in self.waiting.values())
+
     # What must hold.
 
     @invariant()
     def caps_hold(self) -> None:
         real = {ticket: flow for ticket, flow in self.held.items() if flow[0]}
-        for pool, cap in CAPS.items():
+        for pool, cap in self.caps.items():
             in_use = sum(pool in flow[1] for flow in self.held.values())
             phantoms = sum(pool in flow[1] for flow in self.held.values() if not flow[0])
-            assert sum(pool in flow[1] for flow in real.values()) <= cap
-            assert in_use <= max(cap, phantoms) or in_use - phantoms <= cap
+            assert self.lowered or sum(pool in flow[1] for flow in real.values()) <= cap
+            assert self.lowered or in_use <= max(cap, phantoms) or in_use - phantoms <= cap
+            assert self.table.has_stored(pool) == any(flow[2] and pool in flow[1] for flow in self.waiting.values())
             state = self.table.statistics()[pool]
             assert (state.cap, state.in_use) == (cap, in_use)
             assert state.waiting == sum(pool in flow[1] for flow in self.waiting.values())
@@ -140,15 +172,18 @@ class Books(RuleBasedStateMachine):
 
     @invariant()
     def only_one_reserves(self) -> None:
-        reserved = {pool for pool, state in self.table.statistics().items() if state.reserved}
+        reserved = self.reserved()
         assert all(state.reserved <= 1 for state in self.table.statistics().values())
         if reserved:
             assert any(reserved < set(flow[1]) for flow in self.waiting.values()), "reserved for nobody"
+        needs, won = self.table.reservation() or ((), frozenset())
+        assert won == reserved
+        assert not needs or any(needs == flow[1] for flow in self.waiting.values())
 
     @invariant()
     def no_flow_starves(self) -> None:
-        """While a call for one pool is the head of its flow, each other flow that wants this pool only is served
-        once at most.
+        """While a call for one pool is the head of its flow, each other flow of its kind that wants this pool only is
+        served once at most.
 
         A total is left out: there a slot that is free may wait for the reserver, which goes before.
         """
@@ -158,12 +193,14 @@ class Books(RuleBasedStateMachine):
             mine = self.waiting.get(head)
             if mine is None or len(mine[1]) > 1:
                 continue
-            rivals = [flow for flow in flows if set(flow[1]) & set(mine[1]) and len(flow[1]) == 1]
+            rivals = [flow for flow in flows if flow[1] == mine[1] and flow[2] is mine[2]]
             assert all(rivals.count(flow) <= 1 for flow in set(rivals)), f"{mine} was overtaken by {rivals}"
 
     def teardown(self) -> None:
         """Whoever waits is served in the end, when those in progress leave: no deadlock, nobody forgotten."""
         self.window(True)
+        for pool, cap in self.caps.items():
+            self.another_cap(pool, max(cap, 1))
         for _ in range(500):
             if not self.held:
                 break
@@ -236,3 +273,59 @@ def test_a_total_smaller_than_the_needs_of_a_call_does_not_lock_everybody_out() 
 @pytest.mark.parametrize(("ahead", "slots", "expected"), [(0, 4, 0.5), (7, 4, 4.0), (3, 0, float("inf"))])
 def test_the_wait_is_predicted_from_those_ahead(ahead: int, slots: int, expected: float) -> None:
     assert predicted_wait(ahead, slots, 2.0) == expected
+
+
+def served_in_turn(cap: int, *, callers: int, stored: int) -> str:
+    """Fill a pool, let calls leave one after the other; return who was served: c, a caller, or s, an item."""
+    table = SlotTable({"onss": cap}, queue_length=100, park_length=100)
+    held = [Ticket(number) for number in range(cap)]
+    for ticket in held:
+        table.arrive(ticket, "first", ("onss",))
+    for number in range(stored):
+        table.arrive(Ticket(100 + number), "run", ("onss",), stored=True)
+    for number in range(callers):
+        table.arrive(Ticket(200 + number), "caller", ("onss",))
+    order = ""
+    while held:
+        granted = table.leave(held.pop(0))
+        order += "".join("s" if ticket < 200 else "c" for ticket in granted)
+        held += granted
+    return order
+
+
+def test_callers_go_before_stored_items_which_keep_one_slot() -> None:
+    """With three slots, an item is served whenever the one before it has left; callers have the other two."""
+    assert served_in_turn(3, callers=6, stored=4) == "sccsccsccs"
+
+
+def test_in_a_pool_of_one_slot_callers_and_stored_items_alternate() -> None:
+    assert served_in_turn(1, callers=4, stored=3) == "scscscc"
+
+
+def test_stored_items_for_several_pools_reserve_in_turn_with_callers() -> None:
+    table = SlotTable({"base": 1, "onss": 1}, queue_length=9, park_length=9)
+    both = ("base", "onss")
+    assert table.arrive(Ticket(1), "a", both) is Answer.GRANTED
+    for number in (2, 3):
+        table.arrive(Ticket(number), "caller", both)
+        table.arrive(Ticket(number + 10), "run", both, stored=True)
+    order = []
+    current = Ticket(1)
+    for _ in range(4):
+        (current,) = table.leave(current)
+        order.append(current)
+    assert order == [12, 2, 13, 3]
+
+
+def test_a_lowered_cap_takes_back_what_is_reserved_and_stops_grants_at_once() -> None:
+    table = SlotTable({"base": 1, "onss": 1}, queue_length=9, park_length=9)
+    table.arrive(Ticket(1), "a", ("base",))
+    assert table.arrive(Ticket(2), "b", ("base", "onss")) is Answer.WAITING
+    assert table.reservation() == (("base", "onss"), {"onss"})
+    assert table.set_cap("onss", 0) == ()
+    assert table.reservation() == (("base", "onss"), frozenset())
+    assert table.leave(Ticket(1)) == ()
+    assert table.arrive(Ticket(3), "c", ("onss",)) is Answer.WAITING
+    assert table.set_cap("onss", 1) == (2,)
+    assert table.set_cap("onss", 2) == (3,)
+    assert table.reservation() is None

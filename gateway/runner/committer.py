@@ -1,0 +1,259 @@
+"""Group commits: what became of items goes into the store behind the calls, never in their way.
+
+Results and returned items gather in memory and are written in one transaction, at most once in `FLUSH_S`, together with
+the marks up to which positions may be sent. A worker that has handed in a result goes on at once.
+
+Rules that always hold:
+- A mark counts only once its commit has returned: no position at or above it is sent before.
+- What was handed in is kept until a commit that held it has returned, and written again after one that failed: the
+  store takes the first result of an item and ignores a second.
+- While the store is down nothing is lost and nothing grows without bound: no new marks, no new claims, and `room`
+  holds workers back when answers of `MOST_BYTES` wait.
+
+Decides nothing about items.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from gateway.log import EventLog
+from gateway.records import Result, Returned, Settled, Settlement
+from gateway.store.interface import Store, StoreError
+from policies.model import Clock, StoreDownError
+
+FLUSH_S = 0.02
+"""From the begin of one commit to the next. 20 ms: keeps the disk quiet, and a crash repeats a dozen calls at most."""
+RETRY_S = 1.0
+"""How often a commit is tried again while the store is down."""
+MOST_ENTRIES = 1000
+"""Entries of one commit."""
+MOST_BYTES = 256 * 1024 * 1024
+"""Answers that may wait in memory for the store."""
+
+Entry = Result | Returned
+
+
+class Bell:
+    """Wakes everybody who waits for something to become true."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Have everybody look again."""
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def until(self, is_so: Callable[[], object]) -> None:
+        """Wait until it is so."""
+        while not is_so():
+            await self._event.wait()
+
+
+@dataclass(slots=True, eq=False)
+class BatchInHand:
+    """A batch that this process works on, and how far it may."""
+
+    batch_id: int
+    run_id: int
+    hi: int
+    armed: int  #: committed: positions below it may be sent
+    wanted: int  #: the mark to ask for with the next commit
+    again: bool
+    left: int  #: items of it that are neither settled nor returned
+    lost: bool = False  #: it is another's now
+    finished: bool = False  #: the store has been told that nothing is left of it
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What the next commit writes."""
+
+    entries: list[Entry] = field(default_factory=list)
+    finished: set[int] = field(default_factory=set)
+
+
+class Committer:
+    """Writes for one process. `run` is a task of its owner's; `on_settled` is told what each commit came to."""
+
+    def __init__(
+        self,
+        store: Store,
+        holder: str,
+        clock: Clock,
+        log: EventLog,
+        on_settled: Callable[[Settled], None],
+        on_back: Callable[[float], None],
+    ) -> None:
+        self._store = store
+        self._holder = holder
+        self._clock = clock
+        self._log = log
+        self._on_settled = on_settled
+        self._on_back = on_back
+        self._batches: dict[int, BatchInHand] = {}
+        self._next = _Gathered()
+        self._bytes = 0
+        self._work = asyncio.Event()
+        self._committed = Bell()
+        self._handed_in = 0
+        self._written = 0
+        self._cannot_write = False
+        self.down_since: float | None = None  #: boot clock, while the store does not answer
+
+    # The workers' side.
+
+    def take_charge(self, batch: BatchInHand) -> None:
+        """Look after a batch from now on."""
+        self._batches[batch.batch_id] = batch
+
+    def let_go(self, batch_id: int) -> None:
+        """Look after it no more."""
+        self._batches.pop(batch_id, None)
+
+    def add(self, entry: Entry) -> None:
+        """Take what became of an item. The last one of a batch finishes it."""
+        self._next.entries.append(entry)
+        self._bytes += len(entry.sealed) if isinstance(entry, Result) else 0
+        self._handed_in += 1
+        batch = self._batches.get(entry.batch_id)
+        if batch is not None:
+            batch.left -= 1
+            if not batch.left:
+                self._finish(batch)
+        self._work.set()
+
+    def nothing_left(self, batch: BatchInHand) -> None:
+        """Note that a batch holds no item any more."""
+        self._finish(batch)
+        self._work.set()
+
+    def ask_for_marks(self) -> None:
+        """Have the marks that batches want committed, even if there is nothing else to write."""
+        self._work.set()
+
+    async def room(self) -> None:
+        """Wait until there is memory for another answer."""
+        if self._bytes < MOST_BYTES:
+            return
+        await self._committed.until(lambda: self._bytes < MOST_BYTES)
+
+    async def armed(self, batch: BatchInHand, position: int) -> None:
+        """Wait until a position may be sent, or the batch is lost."""
+        if position < batch.armed or batch.again or batch.lost:
+            return
+        batch.wanted = max(batch.wanted, min(batch.hi, position + 1))
+        self._work.set()
+        await self._committed.until(lambda: position < batch.armed or batch.lost)
+
+    async def flushed(self) -> None:
+        """Wait until everything that was handed in so far is durable."""
+        target = self._handed_in
+        self._work.set()
+        await self._committed.until(lambda: self._written >= target and not self._next.finished)
+
+    def numbers(self) -> Collection[int]:
+        """Return the numbers of the batches in hand."""
+        return self._batches.keys()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many entries are not durable yet."""
+        return self._handed_in - self._written
+
+    def _finish(self, batch: BatchInHand) -> None:
+        if not batch.finished:
+            batch.finished = True
+            self._next.finished.add(batch.batch_id)
+
+    # The store's side.
+
+    async def run(self) -> None:
+        """Commit for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            began = loop.time()
+            await self._commit()
+            await asyncio.sleep(max(0.0, FLUSH_S - (loop.time() - began)))
+
+    async def _commit(self) -> None:
+        while True:
+            gathered, marks = self._gathered()
+            if not gathered.entries and not gathered.finished and not marks:
+                return
+            settlement = Settlement(
+                holder=self._holder,
+                results=[one for one in gathered.entries if isinstance(one, Result)],
+                returned=[one for one in gathered.entries if isinstance(one, Returned)],
+                armed=marks,
+                finished=sorted(gathered.finished),
+            )
+            try:
+                settled = await self._store.settle(settlement)
+            except (StoreDownError, StoreError) as error:
+                self._keep(gathered)
+                self.note_down(error, writing=True)
+                await asyncio.sleep(RETRY_S)
+            else:
+                await self._done(gathered, marks, settled)
+                return
+
+    def _gathered(self) -> tuple[_Gathered, Mapping[int, int]]:
+        """Take what there is to write: the entries in their order, and a finish only with the last of its batch."""
+        entries = self._next.entries
+        now, later = entries[:MOST_ENTRIES], entries[MOST_ENTRIES:]
+        unwritten = {entry.batch_id for entry in later}
+        gathered = _Gathered(now, self._next.finished - unwritten)
+        self._next = _Gathered(later, self._next.finished & unwritten)
+        marks = {
+            batch.batch_id: batch.wanted
+            for batch in self._batches.values()
+            if batch.wanted > batch.armed and not batch.lost and not batch.finished
+        }
+        return gathered, marks
+
+    def _keep(self, gathered: _Gathered) -> None:
+        self._next.entries[:0] = gathered.entries
+        self._next.finished |= gathered.finished
+
+    def note_down(self, error: Exception, *, writing: bool) -> None:
+        """Note that the store did not answer, or could not write."""
+        self._cannot_write = self._cannot_write or writing
+        if self.down_since is None:
+            self.down_since = self._clock.boot()
+            self._log.error(
+                "store down",
+                what=str(error),
+                waiting=self.waiting,
+                remedy="Items go on as soon as it answers; real-time does not need it. Look at the database.",
+            )
+
+    def note_up(self, *, wrote: bool) -> None:
+        """Note that the store has answered. One that could not write (a full disk) is up when it has written."""
+        if self.down_since is None or (self._cannot_write and not wrote):
+            return
+        seconds = self._clock.boot() - self.down_since
+        self.down_since = None
+        self._cannot_write = False
+        self._log.info("store up", after_s=round(seconds, 1))
+        self._on_back(seconds)
+
+    async def _done(self, gathered: _Gathered, marks: Mapping[int, int], settled: Settled) -> None:
+        self.note_up(wrote=True)
+        self._written += len(gathered.entries)
+        self._bytes -= sum(len(one.sealed) for one in gathered.entries if isinstance(one, Result))
+        for batch_id, mark in marks.items():
+            batch = self._batches.get(batch_id)
+            if batch is not None and batch_id not in settled.lost:
+                batch.armed = max(batch.armed, mark)
+        for batch_id in (*settled.lost, *gathered.finished):
+            lost = self._batches.pop(batch_id, None)
+            if lost is not None and batch_id in settled.lost:
+                lost.lost = True
+        self._on_settled(settled)
+        if self._next.entries or self._next.finished:
+            self._work.set()
+        self._committed.ring()

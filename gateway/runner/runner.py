@@ -1,0 +1,238 @@
+"""The runner put together: executor, committer, interruptions, recovery, accounts, and what is due now and then.
+
+Rules that always hold:
+- Everything that this process holds in the store carries one holder's name, random and new at each start.
+- At start, and then every R, batches of dead processes are looked for; while this process lives it says so.
+- Whatever the store cannot take now is tried again; nothing of it is lost while the process lives.
+- `stop` begins an orderly end: calls in progress end, all is written, what was not sent is given back.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from random import Random
+
+from gateway.log import EventLog
+from gateway.metrics import Metrics, Reading
+from gateway.records import GATEWAY, RunRecord, Settled
+from gateway.runner.accounts import Accounts, RejectTerms
+from gateway.runner.client_runs import ClientRuns
+from gateway.runner.committer import Committer
+from gateway.runner.executor import TICK_S, Executor
+from gateway.runner.figures import ACTIVE, Figures
+from gateway.runner.interruptions import Interruptions
+from gateway.runner.interruptions import Terms as InterruptionTerms
+from gateway.runner.judging import Judge
+from gateway.runner.recovering import Recovery
+from gateway.runner.sending import Site
+from gateway.sealing import KeyRing
+from gateway.slots import Slots
+from gateway.store.interface import Store, StoreError
+from policies.model import ALL_SOURCES, Clock, RunKind, RunState, Standing, StoreDownError
+
+RENEW_EVERY_S = 5.0
+"""R."""
+LEASE_MARGIN_S = 1.0
+FIGURES_EVERY_S = 2.0
+REST_EVERY_S = 30.0
+PURGE_EVERY_S = 3600.0
+STOPPED_S = 3 * RENEW_EVERY_S
+"""A store that was down for longer has stopped bulk: an interruption. Shorter ones are bridged by leases and by work in
+hand."""
+PAGE = 200
+
+
+class Runner:
+    """Executes runs. Made once the store is open; `run` is a task of the composition root's."""
+
+    def __init__(
+        self,
+        store: Store,
+        slots: Slots,
+        metrics: Metrics,
+        keys: KeyRing,
+        clock: Clock,
+        log: EventLog,
+        dice: Random,
+        site: Site,
+        *,
+        shared: bool,
+        on_defect: Callable[[BaseException], None],
+    ) -> None:
+        self.holder = secrets.token_hex(16)
+        self._store = store
+        self._slots = slots
+        self._clock = clock
+        self._log = log
+        self._site = site
+        self._shared = shared
+        self._on_defect = on_defect
+        self._accounts = Accounts()
+        self._committer = Committer(store, self.holder, clock, log, self._settled, self._back)
+        self.interruptions = Interruptions(
+            store, clock, log, _interruption_terms(site), self._cap_of, self._adopt_standing
+        )
+        self._executor = Executor(
+            store, self.holder, slots, self._committer, self._accounts, keys, clock, log, self.site, on_defect
+        )
+        self._executor.judge = Judge(
+            self._committer,
+            self._accounts,
+            metrics,
+            log,
+            dice,
+            self.site,
+            noted=self.interruptions.noted,
+            hold=self._executor.hold,
+        )
+        self._recovery = Recovery(
+            store,
+            self.holder,
+            clock,
+            log,
+            shared=shared,
+            lease_s=self._lease_s,
+            hold_s=lambda: self._site.settings.hold_total,
+            in_hand=self._committer.numbers,
+        )
+        self.figures = Figures(clock, lambda: self._site.configuration.calendar, lambda: not self.is_down)
+        self.client_runs = ClientRuns(store, clock, log, self._reject_terms)
+
+    # What others ask of it.
+
+    def site(self) -> Site:
+        """Return what the configuration in force makes of items."""
+        return self._site
+
+    def adopt(self, site: Site) -> None:
+        """Go by another configuration from now on; calls in progress keep to theirs."""
+        self._site = site
+        self.interruptions.adopt(_interruption_terms(site))
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at once: a run was submitted or resumed."""
+        self._executor.wake()
+
+    def noted(self, sources: Iterable[str], technical: bool) -> None:
+        """Note how a synchronous bulk call to these sources ended."""
+        self.interruptions.noted(sources, technical)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the store does not answer."""
+        return self._committer.down_since is not None
+
+    def readings(self) -> Iterable[Reading]:
+        """Yield what Prometheus is told."""
+        return self.figures.readings()
+
+    # Its life.
+
+    async def run(self) -> None:
+        """Execute runs until `stop`, and give back what was not sent."""
+        async with asyncio.TaskGroup() as tasks:
+            chores = [
+                tasks.create_task(self._committer.run()),
+                tasks.create_task(self._every(TICK_S, self._second)),
+                tasks.create_task(self._every(RENEW_EVERY_S, self._renew)),
+                tasks.create_task(self._every(FIGURES_EVERY_S, self._look_at_runs)),
+                tasks.create_task(self._every(REST_EVERY_S, self._put_to_rest)),
+                tasks.create_task(self._every(PURGE_EVERY_S, self._purge)),
+            ]
+            try:
+                await self._executor.run()
+                await self.client_runs.write()
+            except StoreDownError as error:
+                self._log.warning("not everything was written", why=str(error))
+            finally:
+                for chore in chores:
+                    chore.cancel()
+
+    def stop(self) -> None:
+        """Begin nothing more; `run` returns when everything is given back."""
+        self._executor.stop()
+
+    async def _every(self, seconds: float, deed: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await deed()
+            except StoreDownError as error:
+                self._committer.note_down(error, writing=False)
+                await asyncio.sleep(min(seconds, TICK_S))
+                continue
+            except StoreError as error:
+                self._log.error("store", what=str(error), remedy="Do what it says; it is tried again.")
+            except Exception as error:  # noqa: BLE001  # a defect of one chore must not end the others
+                self._on_defect(error)
+            await asyncio.sleep(seconds)
+
+    # What is due.
+
+    async def _second(self) -> None:
+        await self.interruptions.look()
+        await self.client_runs.write()
+
+    async def _renew(self) -> None:
+        await self._recovery.renew()
+        if await self._recovery.look():
+            self.wake()
+
+    async def _look_at_runs(self) -> None:
+        self.figures.look([record async for record in self._runs(ACTIVE)])
+
+    async def _put_to_rest(self) -> None:
+        """Say of runs that nobody here has in hand that they rest: those that end by nothing being left, and those of
+        which a dead process said that they run."""
+        async for record in self._runs((RunState.READY, RunState.RUNNING)):
+            if record.kind is RunKind.CLIENT or record.id in self._executor.runs:
+                continue
+            if not record.waiting or record.state is RunState.RUNNING:
+                may_complete = self._executor.may_complete(record)
+                await self._executor.rest(record.id, may_complete=may_complete)
+
+    async def _runs(self, states: tuple[RunState, ...]) -> AsyncIterator[RunRecord]:
+        after = 0
+        while True:
+            page = await self._store.runs(states, after=after, limit=PAGE)
+            for record in page:
+                yield record
+            if len(page) < PAGE:
+                return
+            after = page[-1].id
+
+    async def _purge(self) -> None:
+        for record in await self._store.to_purge(self._clock.wall()):
+            await self._store.purge(record.id, author=GATEWAY)
+            self._log.info("run purged", run=record.public_id)
+
+    # What the parts tell each other.
+
+    def _adopt_standing(self, standing: Standing) -> None:
+        self._slots.adopt_standing(standing)
+        self.wake()
+
+    def _settled(self, settled: Settled) -> None:
+        self._executor.settled(settled)
+
+    def _back(self, after_s: float) -> None:
+        if after_s >= STOPPED_S and (self._shared or self._executor.lanes):
+            self.interruptions.interrupt(ALL_SOURCES, "the store was down", self._site.settings.runs.cool_down)
+
+    def _cap_of(self, source: str) -> int:
+        layout = self._site.configuration.layout
+        if source == ALL_SOURCES:
+            return max(pool.slots for pool in layout.pools.values())
+        return layout.pools[layout.pool_of(source)].slots if source in layout else 1
+
+    def _lease_s(self) -> float:
+        return self._site.settings.hold_total + 3 * RENEW_EVERY_S + LEASE_MARGIN_S
+
+    def _reject_terms(self) -> RejectTerms:
+        settings = self._site.settings.runs
+        return RejectTerms(settings.reject_ratio, settings.reject_minimum)
+
+
+def _interruption_terms(site: Site) -> InterruptionTerms:
+    runs = site.settings.runs
+    return InterruptionTerms(runs.cool_down, runs.ramp_step, runs.burst_faults, runs.burst_calls, runs.burst_time)

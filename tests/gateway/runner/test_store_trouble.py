@@ -1,0 +1,137 @@
+"""The store and the calls: nothing is sent that is not marked, nothing is lost while the store cannot write."""
+
+import asyncio
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from gateway.packing import StoredRequest, pack_request
+from gateway.records import NewItem
+from gateway.simulator import Latency, Script, standing_in
+from policies.model import ALL_SOURCES, RunState
+from tests.conftest import JumpingClock, gateway_over, raw_server
+from tests.gateway.runner.making import BASE, WRITES, items, nothing_in_hand, opened, submit, until
+
+ANSWER = (
+    b'<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><a><status><value>DATA_FOUND</value>'
+    b"<code>MSG00000</code></status></a></s:Body></s:Envelope>"
+)
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+
+
+@contextmanager
+def writing_stopped(folder: Path) -> Iterator[None]:
+    """Hold the file's write lock: for whoever writes, the store does not answer; reads go on."""
+    with closing(sqlite3.connect(folder / "state" / "store.sqlite", isolation_level=None)) as other:
+        other.execute("begin immediate")
+        yield
+        other.execute("rollback")
+
+
+async def test_no_position_is_sent_at_or_above_the_mark_that_is_committed(tmp_path: Path) -> None:
+    """The source looks into the file itself when a request arrives: its mark must be there already."""
+    above: list[int] = []
+    seen: list[int] = []
+
+    async def answer(writer: asyncio.StreamWriter, request: bytes) -> None:
+        found = re.search(rb"position=(\d+)", request)
+        assert found is not None
+        position = int(found[1])
+        seen.append(position)
+        with closing(sqlite3.connect(f"file:{tmp_path}/state/store.sqlite?mode=ro", uri=True)) as file:
+            marks = file.execute("select armed from batch where lo <= ? and hi > ?", (position, position)).fetchall()
+        if not any(mark > position for (mark,) in marks):
+            above.append(position)
+        writer.write(OK)
+        await writer.drain()
+
+    async with raw_server(answer) as server, gateway_over(tmp_path, server.url) as run:
+        mass = await opened(run)
+        key, wrapped = mass.keys.new_key()
+        record = await submit(mass, 0, wrapped_key=wrapped, ready=False)
+        many = [
+            NewItem(
+                number,
+                WRITES,
+                key.seal(
+                    "request",
+                    record.public_id,
+                    number,
+                    pack_request(StoredRequest(b"/x?position=%d" % number, (), b"<a/>")),
+                ),
+            )
+            for number in range(300)
+        ]
+        await mass.store.add_items(record.id, many, received=300)
+        await mass.store.change_state(record.id, RunState.READY, author="anna", reason="")
+        mass.runner.wake()
+        done = await until(mass, record, RunState.COMPLETED)
+    assert done.counts.done == 300
+    assert sorted(seen) == list(range(300))
+    assert above == []
+
+
+async def test_what_was_answered_while_the_store_could_not_write_is_settled_later(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    script = Script(latency=Latency(0.02, 0.02))
+    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+        mass = await opened(run)
+        record = await submit(mass, 300, WRITES)
+        await until(mass, record, lambda one: one.counts.done >= 20)
+        with writing_stopped(tmp_path):
+            await asyncio.sleep(2.8)
+            calls = stand_in.counts.calls.total()
+            await asyncio.sleep(0.5)
+            assert stand_in.counts.calls.total() == calls  # no marks, so nothing more is sent
+            during = await mass.store.run(record.public_id)
+            assert during is not None
+            assert during.counts.done < calls < 300
+            assert mass.runner.is_down
+        await until(mass, record, RunState.COMPLETED)
+        settled = await items(mass, record)
+        await nothing_in_hand(mass)
+        assert not mass.runner.is_down
+        assert list((await mass.store.controls()).interruptions) == []
+    assert len(settled) == 300
+    assert stand_in.counts.calls.total() == 300
+    events = [json.loads(line)["event"] for line in run.log.read_text().splitlines()]
+    assert events.count("store down") == events.count("store up") == 1
+    assert "defect" not in events
+
+
+async def test_an_outage_that_stopped_bulk_is_an_interruption_of_everything(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    script = Script(latency=Latency(0.02, 0.02))
+    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+        mass = await opened(run)
+        record = await submit(mass, 200)
+        await until(mass, record, lambda one: one.counts.done >= 20)
+        with writing_stopped(tmp_path):
+            while not mass.runner.is_down:  # bounded by the suite; there is nothing to wait for
+                await asyncio.sleep(0.05)
+            clock.skip(seconds=20)
+        async with asyncio.timeout(10):
+            while not (found := (await mass.store.controls()).interruptions):
+                await asyncio.sleep(0.05)
+        assert [one.source for one in found] == [ALL_SOURCES]
+        clock.skip(seconds=301)
+        await until(mass, record, RunState.COMPLETED)
+    assert stand_in.counts.calls.total() == 200
+
+
+async def test_a_store_that_is_not_there_at_start_stops_no_call(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "store.sqlite").mkdir()  # nothing that can be opened
+    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+        async with asyncio.timeout(5):
+            while "store cannot be opened" not in run.log.read_text():
+                await asyncio.sleep(0.05)
+        assert (await run.ask(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n<a/>")).startswith(b"HTTP/1.1")
+        assert run.gateway.mass.opened is None
+        (tmp_path / "state" / "store.sqlite").rmdir()
+        mass = await opened(run)
+        record = await submit(mass, 5, BASE)
+        await until(mass, record, RunState.COMPLETED)
