@@ -34,7 +34,7 @@ from gateway.mass import MassRuns
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
 from gateway.parts import form_of, terms_of
-from gateway.proxy import BULK_TAG, Books, Proxy, Refuser, malformed_answer
+from gateway.proxy import BULK_TAG, Books, Kept, Proxy, Refuser, malformed_answer
 from gateway.readings import Facts, readings
 from gateway.reloading import marks_of, needs_restart, upstream_identities
 from gateway.slots import Slots
@@ -117,8 +117,15 @@ class Gateway:
             occupied=() if leased else start.occupied,
             leased=leased,
         )
+        self.kept: Kept | None = None  #: what stored calls need, once the store is open
         self.proxy = Proxy(
-            self.slots, self.metrics, Books(self.metrics, clock, lines.msg), clock, self._log, self._turns
+            self.slots,
+            self.metrics,
+            Books(self.metrics, clock, lines.msg),
+            clock,
+            self._log,
+            self._turns,
+            behind=lambda: self.kept,
         )
         self.proxy.adopt(configuration, self.upstreams, self._refuser(settings))
         self.mass = MassRuns(

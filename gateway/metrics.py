@@ -23,9 +23,10 @@ from policies.statuses import Kind
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_SOURCE = "none"
 """The label of calls that name no source: WSDL downloads, and what is not SOAP."""
-OUTCOMES = ("forwarded", "refused", "upstream_error", "client_gone", "cut", "rejected")
-"""forwarded: the upstream's answer passed whole; refused: a refusal of ours; upstream_error: a fault of ours about the
-upstream; client_gone: the caller hung up first; cut: the answer broke off midway; rejected: not a call we can read."""
+OUTCOMES = ("forwarded", "refused", "stored", "fetched", "upstream_error", "client_gone", "cut", "rejected")
+"""forwarded: the upstream's answer passed whole; refused: a refusal of ours; stored: kept, to be sent later; fetched:
+no call, but a question for the answer of a stored one; upstream_error: a fault of ours about the upstream; client_gone:
+the caller hung up first; cut: the answer broke off midway; rejected: not a call we can read."""
 WAITS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
 CALLS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 OWN_SHARE = (0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.005, 0.02, 0.1, 0.5)

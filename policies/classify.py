@@ -29,6 +29,7 @@ __all__ = [
     "Service",
     "SourceDecision",
     "class_of",
+    "identity_of",
 ]
 
 
@@ -109,6 +110,20 @@ def class_of(facts: CallFacts, rules: Sequence[ClientRule]) -> ClassDecision:
         if rule.traffic is TrafficClass.REALTIME:
             return ClassDecision(TrafficClass.REALTIME, f"client rule {rule.name}", flow)
     return ClassDecision(TrafficClass.BULK, SUSPECTED if facts.suspected else "listener", flow)
+
+
+def identity_of(peer: str, tls_subject: str, rules: Sequence[ClientRule]) -> str:
+    """Return who a client is, as far as that is verified: what it may fetch later is decided by it.
+
+    The first rule that rests on addresses and certificates alone and matches, else the certificate's subject, else the
+    address. What a client writes itself (Basic user, User-Agent) does not come into it: whoever fetches need not be the
+    program that called.
+    """
+    facts = CallFacts(TrafficClass.REALTIME, "", bulk_prefix=False, peer=peer, tls_subject=tls_subject)
+    for rule in rules:
+        if rule.verified and rule.matches(facts):
+            return f"rule {rule.name}"
+    return f"subject {tls_subject}" if tls_subject else f"address {peer}"
 
 
 def _raised(facts: CallFacts, matching: Sequence[ClientRule]) -> str | None:

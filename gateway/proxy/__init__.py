@@ -2,7 +2,8 @@
 
 from gateway.proxy.calls import Books
 from gateway.proxy.forward import Proxy
+from gateway.proxy.kept import Kept
 from gateway.proxy.refusing import Refuser, malformed_answer
 from gateway.proxy.wire import BULK_TAG
 
-__all__ = ["BULK_TAG", "Books", "Proxy", "Refuser", "malformed_answer"]
+__all__ = ["BULK_TAG", "Books", "Kept", "Proxy", "Refuser", "malformed_answer"]

@@ -42,6 +42,7 @@ class Call:
     service: str = ""
     pools: tuple[str, ...] = ()
     mismatch: str = ""
+    run: str = ""  #: public id of the run that it belongs to
     outcome: str = "rejected"
     reason: Reason | None = None
     would_refuse: Reason | None = None  #: mode observe: why enforcement would have refused
@@ -118,6 +119,8 @@ class Books:
         if call.traffic is TrafficClass.BULK:
             pools = _quoted("+".join(call.pools))
             line += f',"flow":{_quoted(nameable(call.flow))},"pools":{pools},"wait_ms":{call.waited * 1000:.3f}'
+        if call.run:
+            line += f',"run":{_quoted(call.run)}'
         if call.reason is not None:
             line += f',"reason":"{call.reason}"'
         if call.would_refuse is not None:

@@ -20,7 +20,7 @@ from gateway.inbound.turns import SLICE_S, Turns
 from gateway.proxy.calls import Call
 from gateway.proxy.wire import RequestFields, is_description, path_of
 from gateway.soap import Peek, PrefixCache, digesting
-from policies.classify import CallFacts, ClassDecision, SourceDecision, class_of
+from policies.classify import CallFacts, ClassDecision, SourceDecision, class_of, identity_of
 from policies.model import Digest
 
 K = TypeVar("K")
@@ -37,6 +37,7 @@ class Asked:
     path: str
     fields: RequestFields
     digest: Digest | None = None
+    kind: str = "unknown"  #: of the operation, once digested: read, write or unknown
 
     @property
     def content_type(self) -> str:
@@ -97,6 +98,10 @@ class Classifier:
             _remember(self._classes, key, decision)
         return decision
 
+    def identity_of(self, inbound: Inbound) -> str:
+        """Return who a client is, as far as that is verified."""
+        return identity_of(inbound.connection.peer, inbound.connection.subject, self._rules)
+
     def look(self, call: Call, asked: Asked, pieces: list[bytes]) -> None:
         """Look at a whole real-time body."""
         beginning = b"" if asked.content_encoding or not pieces else pieces[0]
@@ -150,6 +155,7 @@ class Classifier:
             decision = self._catalogue.find(found, path=asked.path, soap_action=soap_action)
             _remember(self._decisions, key, decision)
         call.label, call.service, call.mismatch = decision.label, decision.service, decision.mismatch
+        asked.kind = decision.kind
         return decision.sources
 
 

@@ -14,9 +14,9 @@ What is decided, is decided in `policies`.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from functools import partial
 from time import perf_counter  # uvloop's clock counts milliseconds only; these are durations for people
 
 from gateway.config import Configuration, Route
@@ -26,9 +26,14 @@ from gateway.inbound.turns import ARRIVAL_S, Turns
 from gateway.log import EventLog, nameable
 from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
-from gateway.proxy.classifier import Asked, Classifier
-from gateway.proxy.refusing import Refuser, plain, send
+from gateway.proxy.classifier import Asked
+from gateway.proxy.desk import PASSES, BulkCall, Desk, NotKeptError, refused_instead
+from gateway.proxy.fetching import OWN_PATHS
+from gateway.proxy.hearing import Heard, Hearing
+from gateway.proxy.kept import Behind, Noted, nobody, nothing
+from gateway.proxy.refusing import OF_RUNS, Refuser, plain, send, what_to_do
 from gateway.proxy.relay import CutError, relay
+from gateway.proxy.site import Prepared, Site
 from gateway.proxy.wire import (
     RequestFields,
     is_description,
@@ -39,10 +44,9 @@ from gateway.proxy.wire import (
     untag,
 )
 from gateway.proxy.wsdl import can_be_rewritten, relay_description, translator
-from gateway.routing import Routes, outbound_target
+from gateway.routing import outbound_target
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, TooLargeError, caller_soap_version
-from gateway.soap.wsdl import Translate
 from gateway.upstream import Answer, GuardClosedError, Outbound, Upstream, UpstreamError
 from policies.classify import SUSPECTED
 from policies.model import UNCLASSIFIED, Clock, Reason, Refusal, Slot, TrafficClass
@@ -51,60 +55,24 @@ from policies.suspicion import Suspicion, Thresholds
 _ADMISSIONS = 3
 """How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
 _NOT_FORWARDED = {b"CONNECT", b"TRACE"}
-
-
-class Site:
-    """What one configuration makes of calls. A call keeps to the site that it came to, whatever is reloaded."""
-
-    def __init__(
-        self, configuration: Configuration, upstreams: Mapping[str, Upstream], turns: Turns, refuser: Refuser
-    ) -> None:
-        self.settings = settings = configuration.settings
-        self.catalogue = configuration.catalogue
-        self.upstreams = upstreams
-        self.authorities = {
-            name: None if upstream.preserve_host else upstream.authority.encode("ascii")
-            for name, upstream in settings.upstreams.items()
-        }
-        self.routes = Routes(settings.routes)
-        self.classifier = Classifier(configuration, turns)
-        self.refuser = refuser
-        self.observes_until = _end_of(configuration)
-
-
-@dataclass(slots=True)
-class _Prepared:
-    """A request as it will go out, but for its body."""
-
-    site: Site
-    route: Route
-    upstream: Upstream
-    target: bytes
-    asked: Asked
-    translate: Translate | None = None  #: exchanges the addresses in a WSDL
-    unseen: list[bytes] | None = None  #: a real-time body that was not looked at yet
-
-    @property
-    def fields(self) -> RequestFields:
-        """Return the request's header."""
-        return self.asked.fields
-
-    def outbound(self, inbound: Inbound, body: bytes | None, stream: AsyncIterator[bytes] | None = None) -> Outbound:
-        """Put the request together."""
-        return Outbound(
-            method=inbound.method,
-            target=self.target,
-            headers=self.fields.forwarded,
-            body=body,
-            stream=stream,
-            chunked=self.fields.chunked,
-        )
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Proxy:
     """The inbound handler, one for all listeners."""
 
-    def __init__(self, slots: Slots, metrics: Metrics, books: Books, clock: Clock, log: EventLog, turns: Turns) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        metrics: Metrics,
+        books: Books,
+        clock: Clock,
+        log: EventLog,
+        turns: Turns,
+        *,
+        behind: Behind = nothing,
+        noted: Noted = nobody,
+    ) -> None:
         self._slots = slots
         self._log = log
         self._thresholds = Thresholds()
@@ -113,6 +81,9 @@ class Proxy:
         self._books = books
         self._clock = clock
         self._turns = turns
+        self._behind = behind
+        self._noted = noted
+        self._desk = Desk(clock, log, behind)
         self._site: Site
         self.in_flight = 0  #: calls that were taken and are not over
         self.draining = False  #: stopping: answers close their connections
@@ -120,7 +91,8 @@ class Proxy:
 
     def adopt(self, configuration: Configuration, upstreams: Mapping[str, Upstream], refuser: Refuser) -> None:
         """Treat calls from now on as this configuration says."""
-        self._site = Site(configuration, upstreams, self._turns, refuser)
+        hearing = Hearing(configuration, self._metrics, self._behind, self._noted)
+        self._site = Site(configuration, upstreams, self._turns, refuser, hearing)
         given = configuration.settings.suspicion
         thresholds = Thresholds(minimum_calls=given.minimum_calls, rate_per_s=given.rate, calm_s=given.calm)
         if thresholds != self._thresholds:
@@ -141,7 +113,12 @@ class Proxy:
         call = Call(arrived=perf_counter())
         self.in_flight += 1
         try:
-            keep_alive = await self._take(inbound, listener, call)
+            target = origin_form(inbound.target)
+            if target.startswith(OWN_PATHS):
+                goes_on = partial(self._may_go_on, inbound)
+                keep_alive = await self._desk.serve(inbound, call, self._site, target, goes_on)
+            else:
+                keep_alive = await self._take(inbound, listener, call, target)
         except ClientGoneError:
             call.outcome, keep_alive = "client_gone", False
         except CutError:
@@ -159,9 +136,9 @@ class Proxy:
             self._books.settle(call, perf_counter(), client=inbound.connection.peer)
         return keep_alive
 
-    async def _take(self, inbound: Inbound, listener: ListenerSettings, call: Call) -> bool:
+    async def _take(self, inbound: Inbound, listener: ListenerSettings, call: Call, target: bytes) -> bool:
         site = self._site
-        target, tagged = untag(origin_form(inbound.target))
+        target, tagged = untag(target)
         route = site.routes.of(target)
         fields = request_fields(inbound.headers, site.authorities[route.upstream] if route else None)
         call.request_id = request_id_of(fields)
@@ -175,7 +152,7 @@ class Proxy:
         call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
         if fields.first(b"expect").lower() == "100-continue":
             inbound.invite_body()
-        prepared = _Prepared(
+        prepared = Prepared(
             site,
             route,
             site.upstreams[route.upstream],
@@ -189,7 +166,7 @@ class Proxy:
         except UpstreamError as trouble:
             call.outcome = "upstream_error"
             call.faults.append(trouble.detail)
-            return self._answer(inbound, call, prepared, RefusedError(trouble.reason), hint=_what_to_do(trouble))
+            return self._answer(inbound, call, prepared, RefusedError(trouble.reason), hint=what_to_do(trouble))
         except BrokenBodyError as broken:
             call.status = 400
             return plain(inbound, 400, f"The request's body cannot be read: {broken}.", call.request_id)
@@ -218,7 +195,7 @@ class Proxy:
 
     # Real-time.
 
-    async def _realtime(self, inbound: Inbound, call: Call, prepared: _Prepared) -> bool:
+    async def _realtime(self, inbound: Inbound, call: Call, prepared: Prepared) -> bool:
         if not (inbound.has_body or prepared.fields.chunked):
             if prepared.route.wsdl_address is not None and is_description(inbound.method, inbound.target):
                 prepared.translate = translator(prepared.route, prepared.site.settings.upstreams)
@@ -237,18 +214,13 @@ class Proxy:
 
     # Bulk.
 
-    async def _bulk(self, inbound: Inbound, call: Call, prepared: _Prepared, *, run_id: str | None) -> bool:
+    async def _bulk(self, inbound: Inbound, call: Call, prepared: Prepared, *, run_id: str | None) -> bool:
         await self._turns.take(ARRIVAL_S)
-        refused: RefusedError | None = None
-        rest: AsyncIterator[bytes] | None = None
-        try:
-            body = await inbound.read(prepared.site.settings.bulk.body_limit)
-        except BodyTooLargeError as too_large:
-            refused, body = RefusedError(Reason.TOO_LARGE), too_large.so_far
-            rest = inbound.chunks()
+        body, rest = await _read(inbound, prepared.site.settings.bulk.body_limit)
         call.bytes_in = len(body)
-        sources: frozenset[str] = frozenset()
         call.label = UNCLASSIFIED
+        sources: frozenset[str] = frozenset()
+        refused = RefusedError(Reason.TOO_LARGE) if rest is not None else None
         try:
             if refused is None:
                 sources = await prepared.site.classifier.read(call, prepared.asked, body)
@@ -256,23 +228,56 @@ class Proxy:
             refused = RefusedError(Reason.MALFORMED)
         except TooLargeError:
             refused = RefusedError(Reason.TOO_LARGE)
-        if run_id is not None:
-            refused = RefusedError(Reason.UNKNOWN_RUN)
-        if refused is not None and not self._observes(prepared.site):
-            return await self._refuse(inbound, call, prepared, refused)
+        if refused is None and run_id is not None:
+            refused = await self._not_of_run(call, run_id)
+        observes = self._observes(prepared.site)
+        if refused is not None and not observes:
+            hint = OF_RUNS.get(refused.reason, "") if run_id is not None else ""
+            return await self._refuse(inbound, call, prepared, refused, hint=hint)
         if refused is not None:
             call.would_refuse = refused.reason
         has_body = inbound.has_body or prepared.fields.chunked
         stream = _followed(body, rest) if rest is not None else None
         outbound = prepared.outbound(inbound, body if has_body and stream is None else None, stream)
+        bulk = BulkCall(prepared, inbound.method, body, sources, prepared.site.classifier.identity_of(inbound))
+        may_store = bulk.is_storable and run_id is None and not observes
         inbound.rest()
+        if may_store and bulk.prefers_async:
+            return await self._store(inbound, call, bulk)
         try:
             return await self._admitted(inbound, call, prepared, outbound, sources)
         except RefusedError as refused_by_slots:
+            queues = prepared.site.settings.bulk.closed == "queue" and refused_by_slots.reason in PASSES
+            if may_store and queues:
+                return await self._store(inbound, call, bulk, instead_of=refused_by_slots)
             return await self._refuse(inbound, call, prepared, refused_by_slots)
 
+    async def _not_of_run(self, call: Call, run_id: str) -> RefusedError | None:
+        """Let a call join the run that it names, or say why it may not."""
+        if not _RUN_ID.fullmatch(run_id):
+            return RefusedError(Reason.UNKNOWN_RUN)
+        kept = self._behind()
+        reason = await kept.client_runs.begin(run_id, call.flow) if kept is not None else Reason.STORE_UNAVAILABLE
+        if reason is not None:
+            return RefusedError(reason)
+        call.run = run_id
+        return None
+
+    async def _store(
+        self, inbound: Inbound, call: Call, bulk: BulkCall, *, instead_of: RefusedError | None = None
+    ) -> bool:
+        try:
+            promise, extra = await self._desk.take_in(call, bulk)
+        except NotKeptError as error:
+            refused, hint = refused_instead(error, instead_of)
+            return await self._refuse(inbound, call, bulk.prepared, refused, hint=hint)
+        call.outcome, call.status = "stored", promise.status
+        keep_alive = self._may_go_on(inbound)
+        send(inbound, promise, keep_alive=keep_alive, extra=extra)
+        return keep_alive
+
     async def _admitted(
-        self, inbound: Inbound, call: Call, prepared: _Prepared, outbound: Outbound, sources: frozenset[str]
+        self, inbound: Inbound, call: Call, prepared: Prepared, outbound: Outbound, sources: frozenset[str]
     ) -> bool:
         if not sources:  # doubt is never faster: a slot wherever this route can lead
             sources = frozenset({*(prepared.route.sources or prepared.site.catalogue.sources), UNCLASSIFIED})
@@ -287,7 +292,8 @@ class Proxy:
                 async with self._slots.slot(sources, call.flow, hold_s=hold_s, observe=observe) as slot:
                     call.waited += perf_counter() - asked
                     call.pools = slot.pools  # those of a configuration that came meanwhile
-                    return await self._exchange(inbound, call, prepared, outbound, slot)
+                    async with prepared.site.hearing.of(call, sources) as heard:
+                        return await self._exchange(inbound, call, prepared, outbound, slot, heard)
             except RefusedError:
                 call.waited += perf_counter() - asked
                 raise
@@ -298,7 +304,13 @@ class Proxy:
     # Both.
 
     async def _exchange(
-        self, inbound: Inbound, call: Call, prepared: _Prepared, outbound: Outbound, slot: Slot | None
+        self,
+        inbound: Inbound,
+        call: Call,
+        prepared: Prepared,
+        outbound: Outbound,
+        slot: Slot | None,
+        heard: Heard | None = None,
     ) -> bool:
         call.sent_at = perf_counter()
         try:
@@ -311,7 +323,8 @@ class Proxy:
                         inbound, answer, extra, prepared.translate, self._log, keep_alive=goes_on
                     )
                 else:
-                    keep_alive = await relay(inbound, answer, extra, keep_alive=goes_on)
+                    copy = heard.begin(answer) if heard is not None else None
+                    keep_alive = await relay(inbound, answer, extra, keep_alive=goes_on, copy=copy)
         finally:
             call.upstream = perf_counter() - call.sent_at
             if prepared.unseen is not None:
@@ -321,19 +334,21 @@ class Proxy:
             self._metrics.upstream_fault(call.label)
         return keep_alive
 
-    def _decision(self, call: Call, prepared: _Prepared) -> bytes:
+    def _decision(self, call: Call, prepared: Prepared) -> bytes:
         return decision_field(call, "observe" if self._observes(prepared.site) else "enforce")
 
     def _may_go_on(self, inbound: Inbound) -> bool:
         return inbound.keeps_alive and not self.draining and inbound.body_is_here and inbound.speaks_11
 
-    async def _refuse(self, inbound: Inbound, call: Call, prepared: _Prepared, refused: RefusedError) -> bool:
+    async def _refuse(
+        self, inbound: Inbound, call: Call, prepared: Prepared, refused: RefusedError, *, hint: str = ""
+    ) -> bool:
         await prepared.site.refuser.hold_back(perf_counter() - call.arrived)
         call.outcome = "refused"
-        return self._answer(inbound, call, prepared, refused)
+        return self._answer(inbound, call, prepared, refused, hint=hint)
 
     def _answer(
-        self, inbound: Inbound, call: Call, prepared: _Prepared, refused: RefusedError, *, hint: str = ""
+        self, inbound: Inbound, call: Call, prepared: Prepared, refused: RefusedError, *, hint: str = ""
     ) -> bool:
         refusal = Refusal(
             reason=refused.reason,
@@ -361,12 +376,12 @@ def _not_forwarded(inbound: Inbound, fields: RequestFields, route: Route | None)
     return (404, "No route leads there; see `bcss-gateway check`.") if route is None else None
 
 
-def _end_of(configuration: Configuration) -> datetime | None:
-    """Return when mode observe ends: after its last day, Brussels time. None: it is not in force."""
-    settings = configuration.settings
-    if settings.mode != "observe" or settings.observe is None:
-        return None
-    return datetime.combine(settings.observe.until + timedelta(days=1), time(), configuration.calendar.zone)
+async def _read(inbound: Inbound, limit: int) -> tuple[bytes, AsyncIterator[bytes] | None]:
+    """Return a body; where it is too large, its beginning and the rest."""
+    try:
+        return await inbound.read(limit), None
+    except BodyTooLargeError as too_large:
+        return too_large.so_far, inbound.chunks()
 
 
 async def _followed(body: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -379,9 +394,3 @@ def _is_fault(answer: Answer) -> bool:
     return answer.status == 500 and any(  # SOAP 1.1 over HTTP: a fault comes with 500 (SOAP 1.1 section 6.2)
         name.lower() == b"content-type" and b"xml" in value.lower() for name, value in answer.headers
     )
-
-
-def _what_to_do(trouble: UpstreamError) -> str:
-    if trouble.bytes_written:
-        return "The call may have reached the source: repeat it only if its operation changes nothing."
-    return "Nothing was sent: the call may be repeated once the upstream can be reached."

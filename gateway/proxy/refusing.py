@@ -12,13 +12,14 @@ Rules that always hold:
 import asyncio
 import json
 import math
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from random import Random
 
 from gateway.inbound import ClientGoneError, Inbound
 from gateway.proxy.wire import answer_head
 from gateway.soap import FaultAnswer, FaultForm, answer
+from gateway.upstream import UpstreamError
 from policies.model import Clock, Reason, Refusal, SoapVersion
 
 OPENING_JITTER_S = 300.0
@@ -28,9 +29,20 @@ _LEAST_WAIT_S = {
     Reason.QUEUE_FULL: 5.0,
     Reason.QUEUE_TIMEOUT: 2.0,
     Reason.COOLING_DOWN: 1.0,
+    Reason.STORE_UNAVAILABLE: 10.0,  # a database's fail-over, and the gateway's next attempt
+    Reason.LAYOUT_CONFLICT: 60.0,  # replicas are being replaced by others with another configuration
     Reason.SHUTTING_DOWN: 30.0,  # a restart with its drain (25 s) is over by then
 }
-"""The shortest time to come back, seconds, for reasons that pass by themselves."""
+"""The shortest time to come back, seconds, for reasons that pass by themselves. A hold and a pause do not: a person
+ends them."""
+OF_RUNS = {
+    Reason.UNKNOWN_RUN: "No client-driven run of this client has that id, or it has ended: `bcss-gateway runs open`.",
+    Reason.RUN_PAUSED: "Nothing was sent. An operator resumes the run: `bcss-gateway runs resume`.",
+    Reason.STORE_UNAVAILABLE: "Nothing was sent: how the run stands is not known while the store does not answer.",
+}
+"""What to do when a call may not join the run that it names."""
+AGAIN_S = 5.0
+"""How soon to ask again for the answer of a stored call that may be sent any time."""
 
 
 class Refuser:
@@ -66,6 +78,14 @@ class Refuser:
             hint=refusal.hint,
         )
 
+    def ask_again_in(self, opens_at: datetime | None) -> int:
+        """Return after how many seconds to ask again for an answer that cannot come before `opens_at`; None: it can
+        come any time."""
+        if opens_at is None:
+            return math.ceil(AGAIN_S * self._dice.uniform(1.0, 1.5))
+        wait_s = (opens_at - self._clock.wall()).total_seconds()
+        return max(1, math.ceil(wait_s + AGAIN_S + self._dice.uniform(0, OPENING_JITTER_S)))
+
     def written(self, refusal: Refusal, soap: SoapVersion | None) -> FaultAnswer:
         """Write the answer as the caller's SOAP stack understands it."""
         return answer(refusal, soap=soap, form=self._form)
@@ -94,6 +114,13 @@ def send(inbound: Inbound, written: FaultAnswer, *, keep_alive: bool, extra: tup
     version = b"1.1" if inbound.speaks_11 else b"1.0"
     head = answer_head(version, written.status, written.reason_phrase, list(written.headers), lines)
     inbound.write(head if inbound.method == b"HEAD" else head + written.body)
+
+
+def what_to_do(trouble: UpstreamError) -> str:
+    """Return the hint of an answer about the upstream."""
+    if trouble.bytes_written:
+        return "The call may have reached the source: repeat it only if its operation changes nothing."
+    return "Nothing was sent: the call may be repeated once the upstream can be reached."
 
 
 def plain(inbound: Inbound, status: int, what: str, request_id: str) -> bool:

@@ -10,6 +10,8 @@ Rules that always hold:
 Never looks into a body, never retries.
 """
 
+from collections.abc import Callable
+
 from gateway.inbound import ClientGoneError, Inbound
 from gateway.proxy.wire import answer_fields, answer_head
 from gateway.upstream import SMALL, Answer, UpstreamError
@@ -18,13 +20,17 @@ _CHUNKED = b"Transfer-Encoding: chunked"
 _CLOSE = b"Connection: close"
 _LAST_CHUNK = b"0\r\n\r\n"
 
+Copy = Callable[[bytes], None]
+
 
 class CutError(Exception):
     """The answer broke off after its beginning had gone to the client, whose connection has been reset."""
 
 
-async def relay(inbound: Inbound, answer: Answer, extra: tuple[bytes, ...], *, keep_alive: bool) -> bool:
-    """Write the answer to the client; return whether its connection may go on.
+async def relay(
+    inbound: Inbound, answer: Answer, extra: tuple[bytes, ...], *, keep_alive: bool, copy: Copy | None = None
+) -> bool:
+    """Write the answer to the client; return whether its connection may go on. `copy` is handed each piece of the body.
 
     Raises:
         CutError: the upstream broke off midway.
@@ -45,6 +51,9 @@ async def relay(inbound: Inbound, answer: Answer, extra: tuple[bytes, ...], *, k
         return keep_alive
     pieces = answer.take_pieces()
     complete = answer.complete
+    if copy is not None:
+        for piece in pieces:
+            copy(piece)
     if chunked:
         pieces = [*map(_framed, pieces), _LAST_CHUNK if complete else b""]
     if sum(map(len, pieces)) > SMALL:
@@ -52,14 +61,16 @@ async def relay(inbound: Inbound, answer: Answer, extra: tuple[bytes, ...], *, k
     else:
         inbound.write(b"".join((head, *pieces)))
     if not complete:
-        await _stream(inbound, answer, chunked=chunked)
+        await _stream(inbound, answer, copy, chunked=chunked)
     return keep_alive
 
 
-async def _stream(inbound: Inbound, answer: Answer, *, chunked: bool) -> None:
+async def _stream(inbound: Inbound, answer: Answer, copy: Copy | None, *, chunked: bool) -> None:
     try:
         await inbound.drain()
         async for data in answer.chunks():
+            if copy is not None:
+                copy(data)
             inbound.write(_framed(data) if chunked else data)
             await inbound.drain()
     except UpstreamError as trouble:

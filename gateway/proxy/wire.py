@@ -35,6 +35,7 @@ _READ = frozenset(
         b"content-encoding",
         b"content-type",
         b"expect",
+        b"prefer",
         b"soapaction",
         b"traceparent",
         b"user-agent",

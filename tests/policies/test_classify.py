@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from policies.classify import CallFacts, ClientRule, class_of
+from policies.classify import CallFacts, ClientRule, class_of, identity_of
 from policies.model import TrafficClass
 
 REALTIME, BULK = TrafficClass.REALTIME, TrafficClass.BULK
@@ -97,3 +97,13 @@ def test_the_flow_is_the_rule_the_certificate_or_the_address() -> None:
     assert class_of(PLAIN, [BY_NETWORK]).flow == "payroll"
     assert class_of(replace(PLAIN, tls_subject="CN=a"), []).flow == "CN=a"
     assert class_of(PLAIN, []).flow == "10.0.0.7"
+
+
+def test_an_identity_rests_on_what_is_verified_alone() -> None:
+    by_user = replace(BY_NETWORK, name="by user", basic_users=("batch",))
+    by_agent = ClientRule("by agent", user_agents=("batch",))
+    rules = [by_agent, by_user, BY_NETWORK]
+    assert identity_of("10.0.0.7", "CN=a", rules) == identity_of("10.9.9.9", "", rules) == "rule payroll"
+    assert identity_of("192.0.2.1", "CN=a", rules) == "subject CN=a"
+    assert identity_of("192.0.2.1", "", rules) == "address 192.0.2.1"
+    assert identity_of("10.0.0.7", "", [by_agent, by_user]) == "address 10.0.0.7"
