@@ -21,6 +21,7 @@ from gateway.config.explain import describe, schema
 from gateway.config.faults import ConfigError, Fault
 from gateway.config.load import Configuration, load
 from gateway.config.settings import (
+    Administration,
     Answers,
     Bulk,
     Limits,
@@ -29,10 +30,12 @@ from gateway.config.settings import (
     PoolSettings,
     Settings,
     SuspicionSettings,
+    Token,
     Windows,
 )
 
 __all__ = [
+    "Administration",
     "Answers",
     "Bulk",
     "Client",
@@ -50,6 +53,7 @@ __all__ = [
     "Route",
     "Settings",
     "SuspicionSettings",
+    "Token",
     "UpstreamSettings",
     "Windows",
     "describe",

@@ -1,0 +1,76 @@
+"""How fast runs go, and when they end: samples of their counts, taken every few seconds while they run.
+
+Rules that always hold: a pace is told only from two samples or more, of the same stretch of running, so that a closed
+window or a pause does not count as slowness; at most 50 runs are sampled; a store that is down costs a sample.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+
+from gateway.records import RunRecord
+from gateway.store.interface import Store
+from policies.model import Clock, RunState, StoreDownError
+from policies.planning import ends_at
+from policies.windows import Calendar
+
+EVERY_S = 5.0
+MOST_RUNS = 50
+KEPT = 25
+"""Samples of a run: the last two minutes."""
+
+
+class Paces:
+    """The samples."""
+
+    def __init__(self, store: Store, clock: Clock, is_open: Callable[[], bool]) -> None:
+        self._store = store
+        self._clock = clock
+        self._is_open = is_open
+        self._samples: dict[int, deque[tuple[float, int]]] = {}
+        self._last: dict[int, float] = {}  # the pace that a run had when it ran, for the expected end while it waits
+
+    async def sample_for_ever(self) -> None:
+        """Sample every few seconds."""
+        while True:
+            await self.sample()
+            await asyncio.sleep(EVERY_S)
+
+    async def sample(self) -> None:
+        """Sample the runs that run; forget the others."""
+        try:
+            running = await self._store.runs((RunState.RUNNING,), limit=MOST_RUNS)
+        except StoreDownError:  # the runner says so, in the log and in `store_up`
+            return
+        now = self._clock.boot()
+        known, self._samples = self._samples, {}
+        if self._is_open():
+            for run in running:
+                self._samples[run.id] = known.get(run.id, deque(maxlen=KEPT))
+                self._samples[run.id].append((now, run.counts.settled))
+                if rate := self.rate(run, now):
+                    self._last.pop(run.id, None)
+                    self._last[run.id] = rate
+        for old in list(self._last)[: -2 * MOST_RUNS]:
+            del self._last[old]
+
+    def rate(self, run: RunRecord, now: float) -> float | None:
+        """Return how many items are settled a second; None: it is not known, or nothing is being sent."""
+        samples = self._samples.get(run.id)
+        if not samples or run.state is not RunState.RUNNING:
+            return None
+        since, before = samples[0]
+        elapsed = now - since
+        if elapsed < EVERY_S:
+            return None
+        return max(0, run.counts.settled - before) / elapsed
+
+    def ends_at(self, run: RunRecord, rate: float | None, calendar: Calendar, now: datetime) -> datetime | None:
+        """Return when a run is expected to end; None: it is not known."""
+        if run.state not in (RunState.READY, RunState.RUNNING) or run.waiting <= 0:
+            return None
+        rate = rate or self._last.get(run.id)
+        if rate is None:
+            return None
+        return ends_at(calendar, now, run.waiting, rate)
