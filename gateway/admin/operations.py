@@ -26,6 +26,8 @@ PREFIX = "/api/v1"
 BODY_LIMIT = 4 * 1024 * 1024
 """Octets of a JSON body: an envelope's template, escaped, with room."""
 JSON = "application/json"
+BEGAN = web.RequestKey("began", bool)
+"""Set once an answer is being streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def middleware(desk: Desk) -> Any:
             if problem is None:
                 desk.defect(error)
                 problem = DEFECT
-            if _has_begun(request):
+            if BEGAN in request:
                 # What began as a success cannot become a problem: the connection ends without the last chunk, so that
                 # nobody takes it for whole.
                 _cut(request)
@@ -128,10 +130,6 @@ def middleware(desk: Desk) -> Any:
             return answer(problem)
 
     return problems
-
-
-def _has_begun(request: web.Request) -> bool:
-    return bool(request.get("began"))
 
 
 def _cut(request: web.Request) -> None:

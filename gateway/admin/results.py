@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.admin.operations import Call, answered
+from gateway.admin.operations import BEGAN, Call, answered
 from gateway.admin.problems import NOTHING_IS_KEPT, ProblemError
 from gateway.admin.runs import find, key_of
 from gateway.admin.shapes import SETTLED, shown_instant, shown_run
@@ -150,8 +150,8 @@ async def _send(call: Call, parts: AsyncIterator[bytes], media_type: str, name: 
     if name:
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
     response = web.StreamResponse(headers=headers)
+    call.request[BEGAN] = True
     await response.prepare(call.request)
-    call.request["began"] = True
     async for octets in parts:
         await response.write(octets)
     await response.write_eof()

@@ -56,8 +56,8 @@ KEY: Schema = {
 PARAMETERS: Mapping[str, Schema] = {
     "name": NAME,
     "path": {**PATH, "description": "Where items go that do not say so themselves. " + PATH["description"]},
-    "soapAction": {**FIELD, "description": "SOAPAction of items that do not say so themselves."},
-    "contentType": {**FIELD, "description": "Content-Type of items that do not say so themselves."},
+    "soapAction": {**FIELD, "description": "a value of SOAPAction, for items that do not say so themselves."},
+    "contentType": {**FIELD, "description": "a value of Content-Type, for items that do not say so themselves."},
     "priority": {**PRIORITY, "default": 5},
     "notBefore": {**INSTANT, "description": "Nothing of the run is sent before."},
     "maxAttempts": {
