@@ -67,7 +67,7 @@ async def create(call: Call, given: Mapping[str, Any], *, form: str = "") -> Run
         options["template"] = base64.b64encode(sealed).decode("ascii")
     if is_client and (extra := [name for name in (*_KEPT, "template") if name in given]):
         raise ProblemError(
-            400,
+            422,
             f"A client-driven run stores no items, so {extra[0]} means nothing.",
             "Leave it out, or leave `client` out.",
         )
@@ -102,10 +102,10 @@ def _route(desk: Desk, given: Mapping[str, Any], form: str) -> str:
     path = given.get("path", "")
     route = desk.intake.route_of(path) if path else ""
     if route is None:
-        raise ProblemError(400, "No route leads from `path` to an upstream.", "See `routes` in the configuration.")
+        raise ProblemError(422, "No route leads from `path` to an upstream.", "See `routes` in the configuration.")
     submission = submission_of(given, given.get("template", ""), form)
     if form and (why := desk.intake.why_not(submission)):
-        raise ProblemError(400, why, "Mend it and send it again; nothing was stored.")
+        raise ProblemError(422, why, "Mend it and send it again; nothing was stored.")
     return route
 
 

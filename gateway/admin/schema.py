@@ -156,7 +156,7 @@ def keepable(value: object) -> bool:
 def from_text(text: str, schema: Schema) -> object:
     """Return a query's value as its schema's type, or the text itself where it is no such thing."""
     match schema.get("type"):
-        case "integer" if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text, re.ASCII):
+        case "integer" if re.fullmatch(r"-?(0|[1-9]\d{0,18})", text, re.ASCII):
             return int(text)
         case "boolean" if text in ("true", "false"):
             return text == "true"

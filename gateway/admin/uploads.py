@@ -92,7 +92,7 @@ class Uploads:
         key = key_of(call.desk, run)
         submission = submission_for(call, run, key)
         if why := call.desk.intake.why_not(submission):
-            raise ProblemError(400, why, "Mend it and send it again; nothing was stored.")
+            raise ProblemError(422, why, "Mend it and send it again; nothing was stored.")
         self._loading.add(run.id)
         try:
             async with aclosing(_octets(call.request)) as octets:
@@ -116,7 +116,7 @@ async def check(call: Call) -> web.Response:
     run = await find(call)
     submission = submission_for(call, run, key_of(call.desk, run))
     if why := call.desk.intake.why_not(submission):
-        raise ProblemError(400, why, "Mend it and send it again; nothing was stored.")
+        raise ProblemError(422, why, "Mend it and send it again; nothing was stored.")
     try:
         async with aclosing(_octets(call.request)) as octets:
             source = _whole(octets) if submission.form == "zip" else octets

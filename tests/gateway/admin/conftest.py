@@ -198,5 +198,7 @@ class LineIntake:
 
     async def check(self, submission: Submission, octets: AsyncIterator[bytes]) -> Taken:
         lines = b"".join([some async for some in octets]).splitlines()
-        faults = [Fault(n, "No JSON.", "Mend the line.") for n, line in enumerate(lines, 1) if not line.startswith(b"{")]
+        faults = [
+            Fault(n, "No JSON.", "Mend the line.") for n, line in enumerate(lines, 1) if not line.startswith(b"{")
+        ]
         return Taken(len(lines), 0, 0, faults, len(faults), not faults)

@@ -81,7 +81,11 @@ def test_other_names_are_not(host: str) -> None:
 
 async def test_what_is_not_there_and_what_is_not_done_are_told_as_problems(api: Api) -> None:
     async with api.client() as asking:
-        for method, path, status in (("GET", "/nothing", 404), ("DELETE", "/runs", 405), ("GET", f"/runs/{'0' * 32}", 404)):
+        for method, path, status in (
+            ("GET", "/nothing", 404),
+            ("DELETE", "/runs", 405),
+            ("GET", f"/runs/{'0' * 32}", 404),
+        ):
             async with asking.request(method, f"/api/v1{path}") as answer:
                 assert answer.status == status
                 assert answer.content_type == "application/problem+json"
@@ -95,7 +99,9 @@ async def test_what_is_not_there_and_what_is_not_done_are_told_as_problems(api: 
         async with asking.get("/api/v1/runs", params={"lim": "5"}) as answer:
             assert "Known: after, limit, state" in (await answer.json())["detail"]
         big = b'{"name": "' + b"x" * 5_000_000 + b'"}'
-        async with asking.post("/api/v1/runs", data=io.BytesIO(big), headers={"Content-Type": "application/json"}) as answer:
+        async with asking.post(
+            "/api/v1/runs", data=io.BytesIO(big), headers={"Content-Type": "application/json"}
+        ) as answer:
             assert answer.status == 413
 
 
