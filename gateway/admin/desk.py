@@ -14,7 +14,7 @@ from gateway.log import EventLog
 from gateway.sealing import KeyRing
 from gateway.slots import Statistics
 from gateway.store.interface import Store
-from policies.model import Clock
+from policies.model import Clock, StoreDownError
 
 
 def _nobody() -> None:
@@ -29,13 +29,20 @@ def _nothing() -> Mapping[str, object]:
     return {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
-    """What the API works with."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is there once the store is open."""
 
     store: Store
     ring: KeyRing
     intake: Intake  #: makes items of what is submitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What the API works with."""
+
+    kept: Callable[[], Kept | None]  #: None: the store is not open yet
     clock: Clock
     log: EventLog
     configuration: Callable[[], Configuration]  #: the one in force: a reload replaces it
@@ -47,3 +54,24 @@ class Desk:
     meaning: Callable[[str], str] = field(default=_unknown)  #: a business status or fault code, for people
     more_status: Callable[[], Mapping[str, object]] = field(default=_nothing)  #: what else GET /status shows
     defect: Callable[[BaseException], None] = field(default=lambda _error: None)  #: tells the log
+
+    @property
+    def store(self) -> Store:
+        """Return the store. Raises StoreDownError."""
+        return self._open().store
+
+    @property
+    def ring(self) -> KeyRing:
+        """Return the keys. Raises StoreDownError."""
+        return self._open().ring
+
+    @property
+    def intake(self) -> Intake:
+        """Return what makes items of what is submitted. Raises StoreDownError."""
+        return self._open().intake
+
+    def _open(self) -> Kept:
+        kept = self.kept()
+        if kept is None:
+            raise StoreDownError("the store is not open yet")
+        return kept

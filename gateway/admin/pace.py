@@ -24,7 +24,7 @@ KEPT = 25
 class Paces:
     """The samples."""
 
-    def __init__(self, store: Store, clock: Clock, is_open: Callable[[], bool]) -> None:
+    def __init__(self, store: Callable[[], Store], clock: Clock, is_open: Callable[[], bool]) -> None:
         self._store = store
         self._clock = clock
         self._is_open = is_open
@@ -40,7 +40,7 @@ class Paces:
     async def sample(self) -> None:
         """Sample the runs that run; forget the others."""
         try:
-            running = await self._store.runs((RunState.RUNNING,), limit=MOST_RUNS)
+            running = await self._store().runs((RunState.RUNNING,), limit=MOST_RUNS)
         except StoreDownError:  # the runner says so, in the log and in `store_up`
             return
         now = self._clock.boot()

@@ -61,7 +61,7 @@ def application(desk: Desk, paces: Paces) -> web.Application:
 
 async def start_admin(desk: Desk, tasks: asyncio.TaskGroup) -> Administration:
     """Serve the API; `close` what is returned before the store is closed."""
-    paces = Paces(desk.store, desk.clock, lambda: desk.statistics().window_open)
+    paces = Paces(lambda: desk.store, desk.clock, lambda: desk.statistics().window_open)
     runner = web.AppRunner(application(desk, paces), access_log=None, handle_signals=False, shutdown_timeout=0.5)
     await runner.setup()
     served = Administration(runner, tasks.create_task(paces.sample_for_ever()), desk.socket)

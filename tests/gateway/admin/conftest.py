@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, TCPConnector, UnixConnector
 
-from gateway.admin.desk import Desk
+from gateway.admin.desk import Desk, Kept
 from gateway.admin.intake import Fault, Submission, Taken, UnreadableError
 from gateway.admin.server import Administration, start_admin
 from gateway.config import load
@@ -126,9 +126,7 @@ async def api_in(folder: Path, config: str = CONFIG) -> AsyncIterator[Api]:
             log.error("defect", kind=repr(error))
 
         desk = Desk(
-            store=store,
-            ring=ring,
-            intake=LineIntake(store),
+            kept=lambda: Kept(store, ring, LineIntake(store)),
             clock=clock,
             log=log,
             configuration=lambda: configuration,

@@ -13,7 +13,7 @@ from tests.gateway.admin.conftest import OPERATOR, Api
 
 
 def described(api: Api) -> dict[str, object]:
-    paces = Paces(api.store, JumpingClock(), lambda: True)
+    paces = Paces(lambda: api.store, JumpingClock(), lambda: True)
     return document(operations(paces), "0.1.0")
 
 
