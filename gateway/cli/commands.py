@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gateway.cli import controls, runs
+
 if TYPE_CHECKING:
     from gateway.config import Configuration
 
@@ -103,6 +105,13 @@ def demo(config: ConfigFile = Path("config.example.yaml")) -> None:
     from gateway.cli.demo import demo as run
 
     raise typer.Exit(run(load(config)))
+
+
+app.add_typer(runs.app)
+app.add_typer(controls.hold)
+app.add_typer(controls.store)
+app.command()(controls.audit)
+app.command()(controls.token)
 
 
 @app.command()
