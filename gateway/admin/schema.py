@@ -53,8 +53,7 @@ def _enum(value: object, rule: Any, place: str, _schema: Schema) -> Iterator[str
 def _pattern(value: object, rule: str, place: str, schema: Schema) -> Iterator[str]:
     # All patterns here are anchored. Python's `$` would let a line end pass, which ECMA's does not.
     if isinstance(value, str) and not re.fullmatch(rule.removeprefix("^").removesuffix("$"), value):
-        said = schema.get("description", f"a text that matches {rule}").rstrip(".")
-        yield f"{place} must be {said[:1].lower()}{said[1:]}."
+        yield f"{place} must be {schema.get('title', f'a text that matches {rule}')}."
 
 
 def _shortest(value: object, rule: int, place: str, _schema: Schema) -> Iterator[str]:

@@ -17,7 +17,7 @@ MOST_RUN_ATTEMPTS = 100
 NOT_CHECKED = "not checked"
 """What a run says of its announcement, until announcements exist."""
 
-TEXT: Schema = {"type": "string", "maxLength": 200, "pattern": LINE, "description": "One line of text."}
+TEXT: Schema = {"type": "string", "maxLength": 200, "pattern": LINE, "title": "one line of text"}
 NAME: Schema = {**TEXT, "description": "A line for people, without personal data."}
 REASON: Schema = {**TEXT, "minLength": 1, "description": "Why: a line for people, without personal data."}
 INSTANT: Schema = {"type": "string", "format": "date-time"}
@@ -25,10 +25,11 @@ SHOWN_INSTANT: Schema = {"type": ["string", "null"], "format": "date-time"}
 PATH: Schema = {
     "type": "string",
     "pattern": "^/[!-~]*$",
+    "title": "a path that begins with / and holds ASCII without spaces",
     "maxLength": 2000,
     "description": "A path of this gateway, as a client would ask it, without /bulk/.",
 }
-FIELD: Schema = {"type": "string", "pattern": "^[ -~]*$", "maxLength": 1000, "description": "A header field's value."}
+FIELD: Schema = {"type": "string", "pattern": "^[ -~]*$", "maxLength": 1000, "title": "printable ASCII"}
 PRIORITY: Schema = {"type": "integer", "minimum": 0, "maximum": 9, "description": "Lower goes first."}
 LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 1000, "description": "Most rows at a time."}
 AFTER: Schema = {
@@ -50,14 +51,15 @@ KEY: Schema = {
     "minLength": 1,
     "maxLength": 200,
     "pattern": "^[!-~]+$",
+    "title": "printable ASCII without spaces",
     "description": "A second request of the same author with the same key finds the first one's run.",
 }
 
 PARAMETERS: Mapping[str, Schema] = {
     "name": NAME,
     "path": {**PATH, "description": "Where items go that do not say so themselves. " + PATH["description"]},
-    "soapAction": {**FIELD, "description": "a value of SOAPAction, for items that do not say so themselves."},
-    "contentType": {**FIELD, "description": "a value of Content-Type, for items that do not say so themselves."},
+    "soapAction": {**FIELD, "description": "SOAPAction of items that do not say so themselves."},
+    "contentType": {**FIELD, "description": "Content-Type of items that do not say so themselves."},
     "priority": {**PRIORITY, "default": 5},
     "notBefore": {**INSTANT, "description": "Nothing of the run is sent before."},
     "maxAttempts": {
