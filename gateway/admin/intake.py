@@ -1,50 +1,11 @@
 """What the API asks of whoever makes items of what is submitted (`gateway.loading`, put in by `gateway.app`)."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
+from gateway.loading import Submission, Taken
 from gateway.records import RunRecord
 from gateway.sealing import RunKey
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """How a run's items come, and what they get where they do not say so themselves."""
-
-    form: str  #: ndjson, tar, zip or csv
-    path: str = ""
-    soap_action: str = ""
-    content_type: str = ""
-    template: str = ""
-    key_column: str = ""
-    ssin_columns: tuple[str, ...] = ()
-    go_on: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with an entry. Never quotes it."""
-
-    line: int  #: or number of the file in an archive, from 1
-    what: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What became of what was submitted."""
-
-    received: int  #: entries of the run read so far
-    added: int
-    duplicates: int
-    faults: Sequence[Fault] = ()  #: the first of them
-    faulty: int = 0  #: how many there are in all
-    complete: bool = True  #: False: stopped at a fault
-
-
-class UnreadableError(Exception):
-    """What was submitted is not what it says it is. The message says what to do; it quotes nothing."""
 
 
 class Intake(Protocol):

@@ -15,12 +15,13 @@ from typing import Any
 from aiohttp import web
 
 from gateway.admin.desk import Desk
-from gateway.admin.intake import Submission, submission_of
+from gateway.admin.intake import submission_of
 from gateway.admin.operations import Call, answered
 from gateway.admin.pace import Paces
 from gateway.admin.problems import ProblemError
 from gateway.admin.schema import instant
 from gateway.admin.shapes import MEDIA_TYPES, shown_instant, shown_lanes, shown_run
+from gateway.loading import Submission
 from gateway.log import nameable
 from gateway.records import NewRun, RunRecord
 from gateway.sealing import RunKey

@@ -17,11 +17,11 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.admin.intake import Taken, UnreadableError
 from gateway.admin.operations import Call, answered
 from gateway.admin.problems import ProblemError
 from gateway.admin.runs import create, find, key_of, one_shot_parameters, submission_for
 from gateway.admin.shapes import MEDIA_TYPES, shown_run
+from gateway.loading import Taken, UnreadableError
 from gateway.records import RunRecord
 from policies.model import RunKind, RunState
 

@@ -1,8 +1,6 @@
 """An API at work: a real store, real sockets, no gateway around it."""
 
 import asyncio
-import base64
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,13 +11,13 @@ import pytest
 from aiohttp import ClientSession, TCPConnector, UnixConnector
 
 from gateway.admin.desk import Desk, Kept
-from gateway.admin.intake import Fault, Submission, Taken, UnreadableError
 from gateway.admin.server import Administration, start_admin
 from gateway.config import load
+from gateway.loading import Loader
 from gateway.log import LineWriter, event_log
 from gateway.packing import StoredAnswer, StoredRequest, pack_answer, pack_request
 from gateway.records import LaneKey, NewItem, Result, RunRecord, Settlement
-from gateway.sealing import KeyRing, RunKey
+from gateway.sealing import KeyRing
 from gateway.slots import PoolStatistics, Statistics
 from gateway.store.sqlite import SqliteStore, open_sqlite
 from policies.model import ItemState
@@ -126,7 +124,7 @@ async def api_in(folder: Path, config: str = CONFIG) -> AsyncIterator[Api]:
             log.error("defect", kind=repr(error))
 
         desk = Desk(
-            kept=lambda: Kept(store, ring, LineIntake(store)),
+            kept=lambda: Kept(store, ring, Loader(lambda: configuration, store.add_items, store.set_dictionary)),
             clock=clock,
             log=log,
             configuration=lambda: configuration,
@@ -155,48 +153,3 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     async with api_in(tmp_path) as serving:
         yield serving
     assert "defect" not in (tmp_path / "log.jsonl").read_text()
-
-
-class LineIntake:
-    """Takes NDJSON of `{"key": ..., "body": ...}`, and nothing else."""
-
-    def __init__(self, store: SqliteStore) -> None:
-        self._store = store
-
-    def route_of(self, path: str) -> str | None:
-        return "/SOA" if path.startswith("/SOA") else None
-
-    def why_not(self, submission: Submission) -> str:
-        return "CSV needs a template." if submission.form == "csv" and not submission.template else ""
-
-    async def take(
-        self, run: RunRecord, key: RunKey, submission: Submission, octets: AsyncIterator[bytes], *, offset: int
-    ) -> Taken:
-        lines = b"".join([some async for some in octets]).splitlines()
-        items, faults = [], []
-        for seq, line in enumerate(lines, offset):
-            try:
-                entry = json.loads(line)
-                body = base64.b64decode(entry["base64"]) if "base64" in entry else entry["body"].encode()
-            except (ValueError, KeyError):
-                faults.append(Fault(seq + 1, "The line is no JSON object with a body.", "Mend the line."))
-                if submission.go_on:
-                    continue
-                break
-            client_key = entry.get("key", "")
-            request = key.seal("request", run.public_id, seq, pack_request(StoredRequest(b"/SOA/x", (), body)))
-            items.append(NewItem(seq, LANE, request, key.key_tag(client_key) if client_key else b"", b"", ""))
-        if not lines:
-            raise UnreadableError("The body is empty.")
-        received = max(run.received, offset + (len(lines) if submission.go_on or not faults else len(items)))
-        fresh = [item for item in items if item.seq >= run.received]
-        loaded = await self._store.add_items(run.id, fresh, received=received)
-        complete = submission.go_on or not faults
-        return Taken(loaded.received, loaded.added, loaded.duplicates, faults, len(faults), complete)
-
-    async def check(self, submission: Submission, octets: AsyncIterator[bytes]) -> Taken:
-        lines = b"".join([some async for some in octets]).splitlines()
-        faults = [
-            Fault(n, "No JSON.", "Mend the line.") for n, line in enumerate(lines, 1) if not line.startswith(b"{")
-        ]
-        return Taken(len(lines), 0, 0, faults, len(faults), not faults)
