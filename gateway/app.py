@@ -38,6 +38,7 @@ from gateway.proxy import BULK_TAG, Books, Kept, Proxy, Refuser, malformed_answe
 from gateway.readings import Facts, readings
 from gateway.reloading import marks_of, needs_restart, upstream_identities
 from gateway.slots import Slots
+from gateway.steering import Steering
 from gateway.upstream import Upstream, target_of
 from policies.model import Clock, TrafficClass
 
@@ -130,6 +131,9 @@ class Gateway:
         self.proxy.adopt(configuration, self.upstreams, self._refuser(settings))
         self.mass = MassRuns(
             configuration, self.upstreams, self.slots, self.metrics, clock, self._log, dice, on_defect=self._defect
+        )
+        self.steering = Steering(
+            lambda: self._configuration, self.mass, self.slots, clock, self._log, tasks, on_defect=self._defect
         )
         self.metrics.watch(self._readings)
         self.metrics.watch(self.mass.readings)
@@ -380,6 +384,7 @@ async def running(
                 gateway.listen()
                 log.info("ready", traffic=gateway.addresses.traffic, telemetry=gateway.addresses.telemetry)
                 chores.append(tasks.create_task(gateway.mass.run(unclean=start.unclean)))
+                chores.append(tasks.create_task(gateway.steering.run()))
                 yield gateway
                 await gateway.drain()
             except Exception as error:  # noqa: BLE001  # the block's own, raised again outside of the group

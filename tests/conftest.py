@@ -172,6 +172,7 @@ async def gateway_over(
         "data_dir": "state",
         "listeners": "[{address: 127.0.0.1, port: 0}]",
         "telemetry": "{address: 127.0.0.1, port: 0}",
+        "administration": "{port: 0}",
         "upstreams": f"{{bcss: {{url: '{url}', {upstream}}}}}",
         "routes": "[{prefix: /, upstream: bcss}]",
         "bulk": "{refusal_delay: 0s}",

@@ -115,6 +115,7 @@ def _moved(configuration: Configuration, url: str, folder: Path) -> Configuratio
             update={
                 "data_dir": folder / "state",
                 "listeners": tuple(one.model_copy(update={"port": 0}) for one in settings.listeners),
+                "administration": settings.administration.model_copy(update={"port": 0}),
                 "telemetry": settings.telemetry.model_copy(update={"address": "127.0.0.1", "port": 0}),
                 "upstreams": {name: one.model_copy(update=short) for name, one in settings.upstreams.items()},
             }

@@ -95,6 +95,7 @@ def submit(
     idempotency_key: Annotated[str, typer.Option(help="The same key again finds the same run.")] = "",
 ) -> None:
     """Make a run of a file. Prints the run's id."""
+    from gateway.cli.commands import load
     from gateway.cli.submitting import Wanted, WrongUseError, form_of, instant
     from gateway.cli.submitting import submit as run
 
@@ -116,8 +117,10 @@ def submit(
         }
         parameters = {key: value for key, value in given.items() if value not in ("", None, [])}
         gateway = reach(config, socket)
+        configuration = None if socket else load(config)
         resume = whole_id(gateway, resume) if resume else ""
-        status = run(gateway, Wanted(file, kind, parameters, start, check, go_on, resume, idempotency_key))
+        wanted = Wanted(file, kind, parameters, configuration, start, check, go_on, resume, idempotency_key)
+        status = run(gateway, wanted)
     except UnicodeDecodeError:
         print(f"{template}: the template is not UTF-8. Write it in UTF-8.", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -8,21 +8,26 @@ The file is read twice: first to be checked whole, then to be stored. Rules that
 - The run's id is all that stands on standard output.
 """
 
+import asyncio
 import gzip
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gateway.cli.asking import BrokenOffError, Gateway
 from gateway.cli.showing import line
+
+if TYPE_CHECKING:
+    from gateway.config import Configuration
 
 MEDIA_TYPES = {
     "ndjson": "application/x-ndjson",
@@ -47,6 +52,7 @@ class Wanted:
     file: Path
     form: str
     parameters: dict[str, Any]  #: of the run, as the API names them
+    configuration: "Configuration | None"  #: None: it is not known here, and the gateway checks the file
     start: bool
     check: bool
     go_on: bool
@@ -86,6 +92,8 @@ def submit(gateway: Gateway, wanted: Wanted) -> int:
             print(f"The run is {run['state']}: it takes no more items.", file=sys.stderr)
             return 1
     else:
+        if wanted.check and wanted.configuration is not None and not _is_sound(_checked_here(wanted), wanted):
+            return 1
         headers = {"Idempotency-Key": wanted.idempotency_key} if wanted.idempotency_key else {}
         run = gateway.send("POST", "runs", body=wanted.parameters, headers=headers)
         if run["state"] != "loading":  # the idempotency key's run, complete already
@@ -93,9 +101,11 @@ def submit(gateway: Gateway, wanted: Wanted) -> int:
             print(f"It was submitted before. {line(run)}", file=sys.stderr)
             return 0
     try:
-        if wanted.check and not wanted.resume and not _is_sound(gateway, run["id"], wanted):
-            gateway.send("POST", "runs", run["id"], "cancel", body={"reason": "a faulty file: nothing was stored"})
-            return 1
+        if wanted.check and not wanted.resume and wanted.configuration is None:
+            found = _sent(gateway, run["id"], "check", wanted, {}, "checking")
+            if not _is_sound(found, wanted):
+                gateway.send("POST", "runs", run["id"], "cancel", body={"reason": "a faulty file: nothing was stored"})
+                return 1
         taken = _sent(gateway, run["id"], "items", wanted, {"Upload-Offset": "0"}, "storing ")
     except (BrokenOffError, KeyboardInterrupt) as error:
         print(
@@ -107,17 +117,35 @@ def submit(gateway: Gateway, wanted: Wanted) -> int:
     return _ended(gateway, run["id"], taken, wanted)
 
 
-def _is_sound(gateway: Gateway, run: str, wanted: Wanted) -> bool:
-    found = _sent(gateway, run, "check", wanted, {}, "checking")
+def _checked_here(wanted: Wanted) -> dict[str, Any]:
+    """Read the whole file as the gateway would, in processes of this command's own."""
+    from gateway.admin.intake import submission_of
+    from gateway.loading import UnreadableError, check
+
+    assert wanted.configuration is not None
+    parameters = wanted.parameters
+    submission = submission_of(parameters, parameters.get("template", ""), parameters["format"])
+    with _progress(wanted, "checking") as octets:
+        try:
+            taken = asyncio.run(check(wanted.configuration, submission, _fed(octets)))
+        except UnreadableError as error:
+            raise WrongUseError(f"{wanted.file}: {error}") from None
+    problems = [{"line": one.line, "what": one.what, "remedy": one.remedy} for one in taken.faults]
+    return {"faulty": taken.faulty, "problems": problems}
+
+
+async def _fed(octets: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for part in octets:
+        yield part
+
+
+def _is_sound(found: dict[str, Any], wanted: Wanted) -> bool:
     if not found["faulty"]:
         return True
     _tell(found)
     if wanted.go_on:
         return True
-    print(
-        "Nothing was stored. Mend the file, or say --go-on to leave faulty entries out.",
-        file=sys.stderr,
-    )
+    print("Nothing was stored. Mend the file, or say --go-on to leave faulty entries out.", file=sys.stderr)
     return False
 
 
@@ -151,18 +179,24 @@ def _tell(taken: dict[str, Any]) -> None:
 
 
 def _sent(gateway: Gateway, run: str, step: str, wanted: Wanted, headers: dict[str, str], what: str) -> dict[str, Any]:
+    with _progress(wanted, what) as octets:
+        return gateway.upload("runs", run, step, octets=octets, media_type=MEDIA_TYPES[wanted.form], headers=headers)
+
+
+@contextmanager
+def _progress(wanted: Wanted, what: str) -> Iterator[Iterator[bytes]]:
+    """Give the file's octets, and show on a terminal how far they are."""
     out = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
         task = progress.add_task(what, total=None if _is_packed(wanted) else wanted.file.stat().st_size)
-        octets = _octets(wanted.file, wanted.form)
 
         def counted() -> Iterator[bytes]:
-            for part in octets:
+            for part in _octets(wanted.file, wanted.form):
                 yield part
                 progress.advance(task, len(part))
 
-        return gateway.upload("runs", run, step, octets=counted(), media_type=MEDIA_TYPES[wanted.form], headers=headers)
+        yield counted()
 
 
 def _is_packed(wanted: Wanted) -> bool:
