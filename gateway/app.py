@@ -14,7 +14,6 @@ import asyncio
 import ssl
 import time
 import traceback
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
 from gateway.parts import form_of, terms_of
 from gateway.proxy import BULK_TAG, Books, Kept, Proxy, Refuser, malformed_answer
-from gateway.readings import Facts, readings
+from gateway.readings import Facts, LagWatch, readings
 from gateway.reloading import marks_of, needs_restart, upstream_identities
 from gateway.slots import Slots
 from gateway.steering import Steering
@@ -44,7 +43,6 @@ from policies.model import Clock, TrafficClass
 
 BACKLOG = 4096
 """Connections that may wait to be accepted. With 128, 7,500 of 10,000 that came at once were not taken (measured)."""
-LAG_EVERY_S = 0.5
 
 
 class SystemClock:
@@ -90,7 +88,7 @@ class Gateway:
         self._servers: list[tuple[Acceptor, Listener]] = []
         self._listeners: list[Listener] = []
         self._ready = False
-        self._lag = 0.0
+        self.lag = LagWatch()
         self._expiries = expiries(settings)
         self._retired: list[Upstream] = []  # replaced by a reload, and still in use
         self._reload_ok = True
@@ -300,16 +298,6 @@ class Gateway:
         """T as it is in force, seconds."""
         return self._settings.hold_total
 
-    async def watch_lag(self) -> None:
-        """Measure for ever how late the event loop runs what is due: every call feels that."""
-        loop = asyncio.get_running_loop()
-        worst: deque[float] = deque(maxlen=int(60 / LAG_EVERY_S))
-        while True:
-            due = loop.time() + LAG_EVERY_S
-            await asyncio.sleep(LAG_EVERY_S)
-            worst.append(loop.time() - due)
-            self._lag = max(worst)
-
     async def drain(self) -> None:
         """Stop in order. Returns when nothing is in flight, or when the drain time is over."""
         self._ready = False
@@ -341,7 +329,7 @@ class Gateway:
             {name: upstream.statistics() for name, upstream in self.upstreams.items()},
             self._expiries,
             Facts(
-                lag_s=self._lag,
+                lag_s=self.lag.worst_s,
                 lines_dropped=self._lines.dropped,
                 suspects=self.proxy.suspects(),
                 reload_ok=self._reload_ok,
@@ -377,7 +365,7 @@ async def running(
             if start.cooling_until is not None and settings.store.url is None:
                 log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
             chores = [
-                tasks.create_task(gateway.watch_lag()),
+                tasks.create_task(gateway.lag.run()),
                 tasks.create_task(gateway.follow_files(environ, occupancy)),
             ]
             try:

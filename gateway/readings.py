@@ -4,12 +4,34 @@ Names, help texts and units of everything that is not counted call by call stand
 rest and for the rules.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.metrics import Reading
 from gateway.slots import PoolStatistics, Statistics
 from gateway.upstream import ConnectionStatistics
+
+
+LAG_EVERY_S = 0.5
+
+
+class LagWatch:
+    """Measures how late the event loop runs what is due: every call feels that."""
+
+    def __init__(self) -> None:
+        self.worst_s = 0.0  #: in the last minute
+
+    async def run(self) -> None:
+        """Measure for ever."""
+        loop = asyncio.get_running_loop()
+        latest: deque[float] = deque(maxlen=int(60 / LAG_EVERY_S))
+        while True:
+            due = loop.time() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            latest.append(loop.time() - due)
+            self.worst_s = max(latest)
 
 
 @dataclass(frozen=True, slots=True)
