@@ -13,7 +13,6 @@ from gateway.metrics import Reading
 from gateway.slots import PoolStatistics, Statistics
 from gateway.upstream import ConnectionStatistics
 
-
 LAG_EVERY_S = 0.5
 
 

@@ -89,6 +89,7 @@ async def test_calls_queues_and_counters_survive_and_a_lowered_cap_stops_starts_
         assert source.peak <= 1, "a start above the lowered cap"
         assert run.gateway.slots.statistics().violations == 0
         assert pool().peak == 4
+        await until(lambda: not run.gateway.proxy.in_flight)  # the books are kept once the answer has gone
         metrics = await scraped(run.telemetry, "/metrics")
     assert b'requests_total{class="bulk",outcome="forwarded",source="bcss"} 10.0' in metrics
 
