@@ -7,7 +7,7 @@ from pathlib import Path
 from gateway.simulator import Latency, Rule, Script, standing_in
 from policies.model import ALL_SOURCES, RunState
 from tests.conftest import JumpingClock, Running, envelope, gateway_over, post
-from tests.gateway.runner.making import ONSS, SERVICES, WRITES, items, nothing_in_hand, opened, submit, until
+from tests.gateway.runner.making import ONSS, SERVICES, WRITES, died, items, nothing_in_hand, opened, submit, until
 
 QUICK = "runs: {retry_first: 10ms, retry_longest: 20ms, cool_down: 5min, ramp_step: 60s}\n"
 
@@ -123,12 +123,3 @@ async def test_an_unclean_restart_cools_down_and_what_may_have_been_sent_is_in_d
     assert 0 < paused.counts.in_doubt <= 16
     assert paused.counts.done + paused.counts.in_doubt == 100
     assert stand_in.counts.calls.total() <= 100
-
-
-async def died(run: Running) -> str:
-    """Have the runner vanish as a killed process does: nothing is given back. Return the file of that process."""
-    left = (run.log.parent / "state" / "busy_until.json").read_text()
-    (task,) = (one for one in asyncio.all_tasks() if getattr(one.get_coro(), "__qualname__", "") == "MassRuns.run")
-    task.cancel()
-    await asyncio.wait([task])
-    return left

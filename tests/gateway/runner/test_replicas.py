@@ -1,0 +1,90 @@
+"""Two gateways on one PostgreSQL: one cap, no item twice, and what a dead one had in hand is taken over."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.mass import Opened
+from gateway.simulator import Latency, Script, standing_in
+from policies.model import RunState
+from tests.conftest import JumpingClock, Running, gateway_over
+from tests.gateway.runner.making import WRITES, died, items, opened, submit, until
+from tests.gateway.store.postgres_server import EmbeddedServer, embedded_server, fresh_database
+
+LEASE_S = 20.0
+"""More than L: T is 1 s here."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    with embedded_server() as running:
+        yield running
+
+
+@asynccontextmanager
+async def replica(
+    folder: Path, source: str, database: str, clock: JumpingClock
+) -> AsyncIterator[tuple[Running, Opened]]:
+    """Run one of the gateways that share a database."""
+    folder.mkdir()
+    (folder / "url").write_text(database)
+    (folder / "key").write_text(base64.b64encode(b"k" * 32).decode())
+    extra = "store: {url: {file: url}, key: {file: key}}\nruns: {retry_first: 10ms, retry_longest: 20ms}\n"
+    async with gateway_over(folder, source, extra=extra, clock=clock) as run:
+        yield run, await opened(run)
+
+
+async def slots_are_there(clock: JumpingClock, *runs: Running) -> None:
+    """Let the time pass for which new slots count as taken by somebody unknown."""
+    await asyncio.sleep(0.5)
+    async with asyncio.timeout(30):
+        while any(run.gateway.slots.obstacle(frozenset({"national-register"})) for run in runs):
+            await asyncio.sleep(0.1)
+    clock.skip(seconds=LEASE_S)
+
+
+async def test_two_gateways_keep_one_cap_and_share_a_run(tmp_path: Path, server: EmbeddedServer) -> None:
+    clock = JumpingClock()
+    async with (
+        standing_in(Script(latency=Latency(0.02, 0.03))) as stand_in,
+        fresh_database(server.url) as database,
+        replica(tmp_path / "a", stand_in.url, database, clock) as (one, mass),
+        replica(tmp_path / "b", stand_in.url, database, clock) as (other, _),
+    ):
+        await slots_are_there(clock, one, other)
+        record = await submit(mass, 600, WRITES)
+        done = await until(mass, record, RunState.COMPLETED, timeout=60)
+        settled = await items(mass, record)
+    assert done.counts.done == 600 == len(settled)
+    assert stand_in.counts.calls.total() == 600
+    assert stand_in.counts.highest("national-register") <= 4
+
+
+async def test_what_a_dead_gateway_had_in_hand_is_taken_over(tmp_path: Path, server: EmbeddedServer) -> None:
+    clock = JumpingClock()
+    async with (
+        standing_in(Script(latency=Latency(0.03, 0.03))) as stand_in,
+        fresh_database(server.url) as database,
+        replica(tmp_path / "b", stand_in.url, database, clock) as (_, mass),
+    ):
+        async with replica(tmp_path / "a", stand_in.url, database, clock) as (dies, first):
+            await slots_are_there(clock, dies)
+            record = await submit(first, 500, WRITES)
+            await until(first, record, lambda one: one.counts.done >= 100, timeout=60)
+            await died(dies)
+            left = {one.holder for one in await mass.store.batches()}
+        assert first.runner.holder in left
+        for _ in range(3):
+            clock.skip(seconds=LEASE_S)
+            await asyncio.sleep(5.5)
+        ended = await until(mass, record, lambda one: one.counts.settled == 500, timeout=60)
+        assert first.runner.holder not in {one.holder for one in await mass.store.batches()}
+        paused = await until(mass, record, RunState.PAUSED, timeout=60)
+    assert ended.counts.done + ended.counts.in_doubt == 500
+    assert 0 < paused.counts.in_doubt <= 16
+    assert stand_in.counts.calls.total() <= 500
+    assert stand_in.counts.highest("national-register") <= 4
