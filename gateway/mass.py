@@ -113,6 +113,9 @@ class MassRuns:
                     opened.runner.interruptions.interrupt(ALL_SOURCES, "an unclean restart", cool_s)
                 await opened.runner.run()
                 self._ended.set()
+        except* Exception as group:  # noqa: BLE001  # runs end by a defect, calls go on
+            self._on_defect(group)
+            self._log.error("runs have ended", remedy="Report the line before, and start the gateway anew.")
         finally:
             self._ended.set()
 
@@ -182,6 +185,8 @@ class MassRuns:
         self._stopping = True
         if self.opened is not None:
             self.opened.runner.stop()
+        else:
+            self._ended.set()
 
     async def ended(self) -> None:
         """Wait until nothing of a run is in hand."""

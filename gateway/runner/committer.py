@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from gateway.log import EventLog
 from gateway.records import Result, Returned, Settled, Settlement
-from gateway.store.interface import Store, StoreError
-from policies.model import Clock, StoreDownError
+from gateway.store.interface import Store
+from policies.model import Clock
 
 FLUSH_S = 0.02
 """From the begin of one commit to the next. 20 ms: keeps the disk quiet, and a crash repeats a dozen calls at most."""
@@ -193,7 +193,7 @@ class Committer:
             )
             try:
                 settled = await self._store.settle(settlement)
-            except (StoreDownError, StoreError) as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is: what was handed in is kept, and tried again
                 self._keep(gathered)
                 self.note_down(error, writing=True)
                 await asyncio.sleep(RETRY_S)

@@ -77,6 +77,13 @@ class Executor:
         """Look at once: something has changed."""
         self._woken.set()
 
+    def routes_changed(self) -> None:
+        """Retire lanes whose route is gone."""
+        for lane in self.lanes.values():
+            if not self._site().knows(lane.work.key.route):
+                lane.retire()
+        self.wake()
+
     def stop(self) -> None:
         """Begin nothing more; `run` returns when all is given back."""
         self._stopping = True
@@ -94,6 +101,8 @@ class Executor:
                     self._committer.note_down(error, writing=False)
                 except StoreError as error:
                     self._log.error("runs do not go on", what=str(error), remedy="Do what it says; tried every second.")
+                except Exception as error:  # noqa: BLE001  # a defect here must not end what is in progress
+                    self._on_defect(error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
                         await self._woken.wait()
@@ -196,6 +205,8 @@ class Executor:
         if defect is not None:
             self._on_defect(defect)
             self._left_alone[lane.work.lane_id] = self._clock.boot() + REST_AFTER_DEFECT_S
+        elif not lane.feed.claimed:  # others were first, or the run was paused: do not ask again at once
+            self._left_alone[lane.work.lane_id] = self._clock.boot() + TICK_S
         del self.lanes[lane.work.lane_id]
         run.lanes -= 1
         if not run.lanes:
@@ -208,7 +219,7 @@ class Executor:
         again."""
         try:
             record = await self._store.rest(run_id, may_complete=may_complete)
-        except (StoreDownError, StateError) as error:
+        except (StoreDownError, StoreError) as error:
             self._log.info("run not put to rest yet", run=run_id, why=str(error))
             return
         if record.state not in GOES_ON:

@@ -61,6 +61,7 @@ class Feed:
         self._changed = Bell()
         self._ended = False
         self._stopped = False
+        self.claimed = 0  #: batches
         self.due = work.due > 0  #: returned items wait whose time has come
 
     # The workers' side.
@@ -139,6 +140,7 @@ class Feed:
         mark = batch.hi if batch.again else batch.armed
         in_hand = BatchInHand(batch.batch_id, batch.run_id, batch.hi, mark, mark, again=batch.again, left=len(stored))
         self._batches[batch.batch_id] = in_hand
+        self.claimed += 1
         self._committer.take_charge(in_hand)
         if not stored:
             self._committer.nothing_left(in_hand)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from gateway.log import EventLog
 from gateway.records import GATEWAY, Controls, InterruptionRecord
 from gateway.store.interface import StateError, Store
-from policies.model import ALL_SOURCES, Clock, Standing, StoreDownError
+from policies.model import ALL_SOURCES, UNCLASSIFIED, Clock, Standing, StoreDownError
 from policies.recovery import Breaker, ramp_slots
 
 SLACK_S = 2.0
@@ -84,7 +84,12 @@ class Interruptions:
     # What calls say.
 
     def noted(self, sources: Iterable[str], technical: bool) -> None:
-        """Note how a call to these sources ended. Called for items and for synchronous bulk alike."""
+        """Note how a call to these sources ended. Called for items and for synchronous bulk alike.
+
+        Where the sources are not known, nothing can be laid at the door of one of them.
+        """
+        sources = tuple(sources)
+        sources = (UNCLASSIFIED,) if UNCLASSIFIED in sources else sources
         now = self._clock.boot()
         for source in sources:
             breaker = self._breakers.get(source)

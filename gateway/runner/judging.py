@@ -23,7 +23,7 @@ from gateway.runner.feed import Item
 from gateway.runner.sending import Attempt, Site, field_of
 from gateway.sealing import RunKey, SealError
 from gateway.soap.outcome import read_answer
-from policies.model import UNCLASSIFIED, ItemState, TrafficClass
+from policies.model import ItemState, TrafficClass
 from policies.recovery import Disposition, Trouble, backoff_s, disposition
 
 LARGE = 128 * 1024
@@ -175,8 +175,7 @@ class Judge:
         else:
             meters.outcomes["upstream_error"].inc()
         self._metrics.business(label, judged.kind)
-        # Where the sources are not known, nothing can be laid at the door of one of them.
-        self._noted((UNCLASSIFIED,) if UNCLASSIFIED in sources else sources, judged.technical)
+        self._noted(sources, judged.technical)
 
     def _line(self, run: RunInHand, item: Item, label: str, attempt: Attempt, judged: Disposition) -> None:
         self._log.info(

@@ -4,6 +4,7 @@ Rules that always hold:
 - A slot is held for the call and nothing else: opening an item, reading what its answer says, sealing and writing it
   happen before and after. There are some workers more than slots, so that the next call stands ready.
 - A call in progress is never cut by us: who retires a lane ends those who wait, and waits for those who call.
+- An item goes out as the configuration has it in the moment of its grant.
 - An item whose guard said no before the first byte goes back to the head.
 - A defect ends the lane and nothing else. What it may have sent is then treated like a crash's: repeated after T where
   it may be, in doubt where not.
@@ -132,7 +133,7 @@ class Lane:
                     worker.waiting = False
                     self.calling += 1
                     try:
-                        attempt = await site.send(key.route, item.request, slot)
+                        attempt = await self._site().send(key.route, item.request, slot)
                     finally:
                         self.calling -= 1
         except GuardClosedError:

@@ -108,7 +108,7 @@ class Runner:
         """Go by another configuration from now on; calls in progress keep to theirs."""
         self._site = site
         self.interruptions.adopt(_interruption_terms(site))
-        self.wake()
+        self._executor.routes_changed()
 
     def wake(self) -> None:
         """Look at once: a run was submitted or resumed."""
