@@ -99,10 +99,9 @@ class MassRuns:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                opened = await self._open()
-                if opened is None:
+                self.opened = opened = await self._open()
+                if opened is None or self._stopping:
                     return
-                self.opened = opened
                 self.is_open.set()
                 if self._is_shared:
                     # Renews what is held for as long as calls are in progress: until this task is cancelled.
@@ -111,13 +110,17 @@ class MassRuns:
                     settings = self._configuration.settings
                     cool_s = max(settings.hold_total, settings.runs.cool_down)
                     opened.runner.interruptions.interrupt(ALL_SOURCES, "an unclean restart", cool_s)
-                await opened.runner.run()
-                self._ended.set()
-        except* Exception as group:  # noqa: BLE001  # runs end by a defect, calls go on
-            self._on_defect(group)
-            self._log.error("runs have ended", remedy="Report the line before, and start the gateway anew.")
+                await self._execute(opened.runner)
         finally:
             self._ended.set()
+
+    async def _execute(self, runner: "Runner") -> None:
+        try:
+            await runner.run()
+        except* Exception as group:  # noqa: BLE001  # runs end by a defect; calls, and the slots they share, go on
+            self._on_defect(group)
+            self._log.error("runs have ended", remedy="Report the line before, and start the gateway anew.")
+        self._ended.set()
 
     async def _open(self) -> Opened | None:
         pause_s = FIRST_PAUSE_S
