@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORMS = ("ndjson", "csv", "tar", "zip")
-DEFAULT_TYPE = "text/xml; charset=utf-8"
-"""What SOAP 1.1 goes out as (SOAP 1.1 section 6, WS-I Basic Profile 1.1)."""
+Raw = tuple[int, bytes | tuple[str, ...], str]
+"""One entry as it was cut out, not looked into yet: its line (in an archive: its number), from 1; an NDJSON line, an
+XML file or the fields of a CSV row; the name of a file in an archive. A plain tuple: it goes to another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Taken:
     received: int  #: entries of the run read so far
     added: int
     duplicates: int
-    faults: Sequence[Fault] = ()  #: the first of them
-    faulty: int = 0  #: how many there are in all
+    faults: Sequence[Fault] = ()  #: the first of them; a check tells of duplicate keys here too
+    faulty: int = 0  #: how many entries cannot be items, in all
     complete: bool = True  #: False: stopped at a fault
 
 
@@ -51,10 +52,5 @@ class UnreadableError(Exception):
     """What was submitted is not what it says it is. The message says what to do; it quotes nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """One entry as it was cut out of what was submitted; not looked into yet."""
-
-    line: int
-    content: bytes | tuple[str, ...]  #: an NDJSON line, an XML file, or the fields of a CSV row
-    name: str = ""  #: of a file in an archive
+class BrokenOffError(UnreadableError):
+    """It could not be read to its end, and what was submitted is not to blame: what was received stays."""

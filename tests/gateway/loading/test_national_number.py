@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.loading.national_number import is_sound
+from gateway.loading.national_number import digits_of
 
 
 @given(st.integers(0, 99), st.integers(0, 999), st.booleans())
-def test_a_number_is_sound_with_its_own_check_digits_only(year: int, row: int, later: bool) -> None:
+def test_a_number_digits_of_with_its_own_check_digits_only(year: int, row: int, later: bool) -> None:
     number = year * 10_000_000 + row
     check = 97 - ((2_000_000_000 if later else 0) + number) % 97
     digits = f"{number:09d}{check:02d}"
-    assert is_sound(digits)
-    assert is_sound(f"{digits[:2]}.{digits[2:4]}.{digits[4:6]}-{digits[6:9]}.{digits[9:]}")
-    others = [c for c in range(100) if is_sound(f"{number:09d}{c:02d}")]
+    assert digits_of(digits)
+    assert digits_of(f"{digits[:2]}.{digits[2:4]}.{digits[4:6]}-{digits[6:9]}.{digits[9:]}")
+    others = [c for c in range(100) if digits_of(f"{number:09d}{c:02d}")]
     assert len(others) == 2 or check == (97 - number % 97) == (97 - (2_000_000_000 + number) % 97)
 
 
@@ -22,4 +22,4 @@ def test_a_number_is_sound_with_its_own_check_digits_only(year: int, row: int, l
     "text", ["", "1", "0000000009", "000000000970", "0000000009a", "\u0660" * 9 + "97", "00/00/00-000.97"]
 )
 def test_what_is_no_number_is_not_sound(text: str) -> None:
-    assert not is_sound(text)
+    assert not digits_of(text)
