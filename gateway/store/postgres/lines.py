@@ -29,7 +29,7 @@ PATIENCE = 1.5
 
 LISTENER_CHECK_S = 10.0
 
-DOWN: tuple[type[BaseException], ...] = (
+DOWN: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
@@ -41,7 +41,9 @@ DOWN: tuple[type[BaseException], ...] = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InternalClientError,
+    asyncpg.InvalidCachedStatementError,  # another gateway changed the schema; a new connection knows it
 )
+_NO_CONNECTION: tuple[type[Exception], ...] = (asyncpg.PostgresError, asyncpg.InterfaceError, *DOWN)
 _NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError)
 
 
@@ -58,6 +60,7 @@ class Line:
         self._pause_s = 0.0
         self._not_before = 0.0
         self._failure = ""
+        self._listening: asyncpg.Connection | None = None
         self._asked_at = 0.0
         self._closed = False
 
@@ -101,16 +104,17 @@ class Line:
         """Have `heard` called when there is a notification, or when the connection is lost. Harmless when repeated:
         then it asks now and again whether the server is still there, since a listener would never notice."""
         now = self._clock.boot()
-        lives = self._connection is not None and not self._connection.is_closed()
-        if lives and now - self._asked_at < LISTENER_CHECK_S:
+        known = self._connection if self._connection is self._listening else None
+        if known is not None and not known.is_closed() and now - self._asked_at < LISTENER_CHECK_S:
             return
         async with self.statement() as connection:
             self._asked_at = now
-            if lives:
+            if connection is self._listening:
                 await connection.execute("select 1")
                 return
             await connection.add_listener(channel, lambda *_: heard())
             connection.add_termination_listener(lambda *_: heard())
+            self._listening = connection
 
     async def close(self) -> None:
         """Let go of the connection, for good."""
@@ -138,15 +142,16 @@ class Line:
             raise StoreDownError(self._failure)
         try:
             connection = await asyncpg.connect(
-                self._url, timeout=self._timeout_s, server_settings=_session(self._timeout_s)
+                # A little less than our caller's limit: so a server that does not answer is known to those who wait.
+                self._url,
+                timeout=self._timeout_s * 0.9,
+                server_settings=_session(self._timeout_s),
             )
-        except BaseException as error:
+        except _NO_CONNECTION as error:
             self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
             self._not_before = self._clock.boot() + self._pause_s
             self._failure = f"PostgreSQL cannot be reached ({_told(error)}). Look at `store.url` and at the server."
-            if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, *DOWN)):
-                raise StoreDownError(self._failure) from error
-            raise
+            raise StoreDownError(self._failure) from error
         self._pause_s = 0.0
         self._connection = connection
         return connection

@@ -175,31 +175,31 @@ class RunsSide(Side):
         spans = [(row["id"] << 32, (row["id"] + 1) << 32) for row in found]
         for table in ("returned", "handle") if part else ("returned", "handle", "result", "item"):
             for lo, hi in spans:
-                await self._delete_slices(table, run_id, lo, hi)
+                await self._delete_slices(table, lo, hi)
         for table in ("result", "item") if part else ():
             await self._drop(f"{table}_{part}")
         async with self._lines.shared.transaction() as connection:
             await connection.execute("update run set purging = false where id = $1", run_id)
             return await get(connection, run_id)
 
-    async def _delete_slices(self, table: str, run_id: int, lo: int, hi: int) -> None:
-        of_part = "part = 0 and" if table in ("result", "item") else ""
-        of_run = f"run_id = {run_id} and" if table == "handle" else ""
+    async def _delete_slices(self, table: str, lo: int, hi: int) -> None:
+        of_part = "part = 0 and " if table in ("result", "item") else ""
+        lowest = f"select min(id) from {table} where {of_part}id >= $1 and id < $2"  # noqa: S608 - names from above
+        delete = f"delete from {table} where {of_part}id >= $1 and id < $2"  # noqa: S608 - names from above
         while True:
-            async with self._lines.shared.statement() as connection:
-                told = await connection.execute(
-                    f"delete from {table} where {of_part} ctid = any (array(select ctid from {table} "  # noqa: S608 - names
-                    f"where {of_part} {of_run} id >= $1 and id < $2 limit $3))",
-                    *(lo, hi, PURGE_SLICE),
-                )
-            if told == "DELETE 0":
-                return
+            async with self._lines.shared.transaction() as connection:
+                first = await connection.fetchval(lowest, lo, hi)
+                if first is None:
+                    return
+                lo = min(first + PURGE_SLICE, hi)
+                await connection.execute(delete, first, lo)
 
     async def _drop(self, table: str) -> None:
-        # Emptied first, alone: that takes long and locks nothing of the others. What follows locks the parent, briefly.
+        # Emptied first, alone: that takes long and locks nothing of the others. What follows locks the parent, briefly;
+        # and gives up soon where a backup has it, since all others would queue behind. The next purge completes it.
         for statement in (f"truncate {table}", f"drop table {table}"):
             async with self._lines.shared.transaction(DROP_S) as connection:
-                await connection.execute(f"set local statement_timeout = '{DROP_S}s'")
+                await connection.execute(f"set local statement_timeout = '{DROP_S}s'; set local lock_timeout = '500ms'")
                 if await connection.fetchval("select to_regclass($1) is not null", table):
                     await connection.execute(statement)
 

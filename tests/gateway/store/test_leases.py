@@ -173,6 +173,45 @@ class TestTaking:
             assert len(held) == len(set(held))
 
 
+class TestEverythingAtOnce:
+    async def test_nobody_waits_for_ever_and_no_row_has_two_holders(
+        self, stores: tuple[PostgresStore, PostgresStore]
+    ) -> None:
+        """Installing, taking, renewing and releasing at once; a deadlock would be an error."""
+        layouts = (LAYOUT, LayoutRow("digest-2", 76.0, (("base", 3), ("more", 2))))
+        await installed(stores[0])
+        taken: set[tuple[str, int, int]] = set()
+
+        async def live(store: PostgresStore, holder: str) -> int:
+            count, held = 0, ()
+            for turn in range(60):
+                book = await store.observe()
+                assert book.layout is not None
+                wanted = tuple(row for row in book.rows if row.n % 2 == turn % 2)
+                got = await store.take(book.layout.digest, holder, wanted)
+                for row in got:
+                    assert (row.pool, row.n, row.token) not in taken
+                    taken.add((row.pool, row.n, row.token))
+                count += len(got)
+                held = await store.renew(book.layout.digest, holder, got)
+                if turn % 3 == 0:
+                    await store.release(holder, held)
+            return count
+
+        async def reinstall(store: PostgresStore) -> int:
+            count = 0
+            for turn in range(60):
+                count += await store.install(layouts[turn % 2], await store.observe())
+            return count
+
+        other = await open_postgres(stores[0]._own[0]._url, SystemClock(), 5.0)
+        try:
+            counts = await asyncio.gather(live(stores[0], "one"), live(stores[1], "two"), reinstall(other))
+        finally:
+            await other.close()
+        assert all(counts)
+
+
 class TestRenewing:
     async def test_rows_that_its_holder_does_not_know_are_released(
         self, stores: tuple[PostgresStore, PostgresStore]

@@ -160,7 +160,7 @@ create table handle (
   run_id bigint not null,
   id bigint not null
 );
-create index handle_run on handle (run_id);
+create index handle_item on handle (id);
 
 -- What stands against bulk.
 
