@@ -34,8 +34,16 @@ async def open_postgres(url: str, clock: Clock, timeout: float) -> "PostgresStor
 
     Raises StoreError when the address is none of PostgreSQL.
     """
-    if urlsplit(url).scheme not in ("postgresql", "postgres"):
-        raise StoreError("`store.url` is no address of PostgreSQL: postgresql://user:password@host/database")
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("postgresql", "postgres") and (parts.port is None or parts.port > 0)
+    except ValueError:  # it would quote what it took for the port: perhaps a piece of the password
+        sound = False
+    if not sound:
+        raise StoreError(
+            "`store.url` is no address of PostgreSQL: postgresql://user:password@host:5432/database, with `/`, `@`, "
+            "`:` and `%` of a password percent-encoded."
+        )
     return PostgresStore(url, clock, timeout)
 
 

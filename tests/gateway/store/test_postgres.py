@@ -13,8 +13,8 @@ from gateway.records import BatchSighting, RunRecord
 from gateway.store.interface import StateError, Store, StoreError
 from gateway.store.migrating import migrations
 from gateway.store.postgres import PostgresStore, open_postgres
-from policies.model import ItemState, RunKind, RunState, StoreDownError
-from tests.conftest import closed
+from policies.model import ItemState, LayoutRow, RunKind, RunState, StoreDownError
+from tests.conftest import JumpingClock, closed
 from tests.gateway.store.making import again, claimed, items, new_run, ready_run, result, settle_all, settlement
 from tests.gateway.store.postgres_server import (
     TEMPLATE,
@@ -282,6 +282,32 @@ class TestOutages:
             opening.set()
             assert (await eventually(store, run.public_id)).id == run.id
 
+    async def test_a_listener_notices_that_its_server_is_gone(self, two: Two, database: str) -> None:
+        clock = JumpingClock()
+        async with hole(database) as (url, opening):
+            store = await open_postgres(url, clock, 0.5)
+            try:
+                await store.woken(0.01)
+                before = store._own[1]._connection
+                clock.skip(seconds=11)
+                await store.woken(0.01)
+                assert store._own[1]._connection is before
+                opening.clear()
+                clock.skip(seconds=11)
+                await store.woken(0.01)
+                assert store._own[1]._connection is None
+                opening.set()
+                clock.skip(seconds=11)
+                await store.woken(0.01)
+                assert await two[0].install(LayoutRow("digest", 76.0, (("base", 1),)), await two[0].observe())
+                rows = await two[0].take("digest", "one", (await two[0].observe()).rows)
+                await store.wait("two", {"base": 0.1})
+                async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+                    tasks.create_task(store.woken(60.0))
+                    tasks.create_task(two[0].release("one", rows))
+            finally:
+                await store.close()
+
     async def test_who_freezes_in_a_transaction_does_not_stop_the_others(self, two: Two, database: str) -> None:
         run, lane = await ready_run(two[0], 5)
         async with opened(database, 1.0) as frozen:
@@ -306,9 +332,12 @@ class TestOutages:
         assert (await two[0].settle(settlement(results=[result(batch, 0)]))).stored == 1
         assert two[0]._lines.settling._connection is connection
 
-    async def test_an_address_of_another_kind_is_refused(self) -> None:
-        with pytest.raises(StoreError, match="no address of PostgreSQL"):
-            await open_postgres("mysql://localhost/gateway", SystemClock(), 1.0)
+    @pytest.mark.parametrize("url", ["mysql://localhost/gateway", "postgresql://gateway:sec/ret@localhost/gateway", ""])
+    async def test_an_address_that_cannot_be_is_refused_without_being_quoted(self, url: str) -> None:
+        with pytest.raises(StoreError, match="no address of PostgreSQL") as raised:
+            await open_postgres(url, SystemClock(), 1.0)
+        assert "sec" not in str(raised.value)
+        assert raised.value.__cause__ is None
 
 
 async def eventually(store: Store, public_id: str) -> RunRecord:
