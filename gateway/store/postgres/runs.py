@@ -195,11 +195,14 @@ class RunsSide(Side):
                 await connection.execute(delete, first, lo)
 
     async def _drop(self, table: str) -> None:
-        # Emptied first, alone: that takes long and locks nothing of the others. What follows locks the parent, briefly;
-        # and gives up soon where a backup has it, since all others would queue behind. The next purge completes it.
-        for statement in (f"truncate {table}", f"drop table {table}"):
+        # Emptied first, alone: that takes long, and locks nothing of the others. What follows locks the parent, for a
+        # moment; where a backup holds it, it gives up soon, since all others would queue behind, and the next purge
+        # completes it. Both outlast what makes an autovacuum give way (`deadlock_timeout`, 1 s).
+        for statement, patience in ((f"truncate {table}", "20s"), (f"drop table {table}", "1500ms")):
             async with self._lines.shared.transaction(DROP_S) as connection:
-                await connection.execute(f"set local statement_timeout = '{DROP_S}s'; set local lock_timeout = '500ms'")
+                await connection.execute(
+                    f"set local statement_timeout = '{DROP_S}s'; set local lock_timeout = '{patience}'"
+                )
                 if await connection.fetchval("select to_regclass($1) is not null", table):
                     await connection.execute(statement)
 

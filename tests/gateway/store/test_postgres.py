@@ -221,6 +221,26 @@ class TestPurging:
         assert await asked(database, f"select 1 from item where part = {run.id}") == []
         assert [row.author for row in await two[0].audit() if row.action == "purge run"] == ["anna"]
 
+    async def test_a_backup_that_holds_the_tables_delays_a_purge_and_nothing_else(
+        self, two: Two, database: str
+    ) -> None:
+        run, _ = await ready_run(two[0], 20)
+        _, lane = await ready_run(two[0], 20)
+        await two[0].change_state(run.id, RunState.CANCELLED, author="anna", reason="")
+        backup = await asyncpg.connect(database, timeout=10)
+        try:
+            await backup.execute("begin")
+            await backup.execute("lock table item, result in access share mode")
+            with pytest.raises(StoreDownError):
+                await two[0].purge(run.id, author="anna")
+            await settle_all(two[1], await claimed(two[1], lane))
+        finally:
+            await backup.close()
+        assert [one.id for one in await two[1].to_purge(SystemClock().wall())] == [run.id]
+        await two[1].purge(run.id, author="anna")
+        assert await two[1].to_purge(SystemClock().wall()) == []
+        assert await asked(database, f"select 1 from pg_class where relname = 'item_{run.id}'") == []
+
     async def test_small_runs_leave_the_shared_partition_row_by_row(self, two: Two, database: str) -> None:
         runs = [await two[0].create_run(new_run(kind=RunKind.ASYNC)) for _ in range(2)]
         for run in runs:
