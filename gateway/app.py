@@ -33,7 +33,7 @@ from gateway.mass import MassRuns
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
 from gateway.parts import form_of, terms_of
-from gateway.proxy import BULK_TAG, Books, Kept, Proxy, Refuser, malformed_answer
+from gateway.proxy import BULK_TAG, Books, Proxy, Refuser, malformed_answer
 from gateway.readings import Facts, LagWatch, readings
 from gateway.reloading import marks_of, needs_restart, upstream_identities
 from gateway.slots import Slots
@@ -116,7 +116,10 @@ class Gateway:
             occupied=() if leased else start.occupied,
             leased=leased,
         )
-        self.kept: Kept | None = None  #: what stored calls need, once the store is open
+        self.mass = MassRuns(
+            configuration, self.upstreams, self.slots, self.metrics, clock, self._log, dice, on_defect=self._defect
+        )
+        self.kept = self.mass.kept  #: tests put a store of their own here
         self.proxy = Proxy(
             self.slots,
             self.metrics,
@@ -124,12 +127,10 @@ class Gateway:
             clock,
             self._log,
             self._turns,
-            behind=lambda: self.kept,
+            behind=lambda: self.kept(),
+            noted=self.mass.noted,
         )
         self.proxy.adopt(configuration, self.upstreams, self._refuser(settings))
-        self.mass = MassRuns(
-            configuration, self.upstreams, self.slots, self.metrics, clock, self._log, dice, on_defect=self._defect
-        )
         self.steering = Steering(
             lambda: self._configuration, self.mass, self.slots, clock, self._log, tasks, on_defect=self._defect
         )

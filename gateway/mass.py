@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 from gateway.config import Configuration
 from gateway.log import EventLog
 from gateway.metrics import Metrics, Reading
+from gateway.proxy import Kept
 from gateway.proxy.wire import answer_fields
 from gateway.slots import Slots
 from gateway.upstream import Upstream
@@ -75,6 +76,13 @@ class MassRuns:
         self._configuration, self._upstreams = configuration, upstreams
         if self.opened is not None:
             self.opened.runner.adopt(self._site())
+
+    def kept(self) -> Kept | None:
+        """Return what the proxy needs of mass runs; None: the store is not open."""
+        if self.opened is None:
+            return None
+        runner = self.opened.runner
+        return Kept(self.opened.store, self.opened.keys, runner.client_runs, runner.wake)
 
     def noted(self, sources: Iterable[str], technical: bool) -> None:
         """Note how a synchronous bulk call ended; without a store nothing interrupts."""

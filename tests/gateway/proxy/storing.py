@@ -92,10 +92,11 @@ async def storing(folder: Path, url: str, *, clock: JumpingClock | None = None, 
             await store.migrate()
             keys = KeyRing.open(None, folder)
             site = Site(run, store, keys, [])
-            run.gateway.kept = Kept(store, keys, NoRuns(), lambda: site.woken.append(True))
+            kept = Kept(store, keys, NoRuns(), lambda: site.woken.append(True))
+            run.gateway.kept = lambda: kept
             yield site
         finally:
-            run.gateway.kept = None
+            run.gateway.kept = lambda: None
             await store.close()
 
 
