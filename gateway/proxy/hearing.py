@@ -93,21 +93,24 @@ class Hearing:
     async def _answered(self, call: Call, sources: frozenset[str], heard: Heard) -> None:
         answer, body = heard.answer, heard.body
         assert answer is not None
-        by_status = answer.status >= 500
         if body is None:
             self._metrics.business(call.label, Kind.UNKNOWN)
-            self._told(call, sources, None, technical=by_status)
+            self._told(call, sources, None, technical=answer.status >= 500)
             return
         asked = (answer.status, _field(answer, b"content-type"), _field(answer, b"content-encoding"), body)
-        if len(body) > LARGE or not self._is_warm:
-            try:
-                facts = await asyncio.to_thread(_read, *asked)
-            except asyncio.CancelledError:  # its caller has all of it, and has gone
-                self._told(call, sources, None, technical=by_status)
-                raise
-            self._is_warm = True
-        else:
-            facts = _read(*asked)
+        if len(body) <= LARGE and self._is_warm:
+            self._judge(call, sources, _read(*asked))
+            return
+        reading = asyncio.get_running_loop().run_in_executor(None, _read, *asked)
+        try:
+            facts = await asyncio.shield(reading)
+        except asyncio.CancelledError:  # its caller has all of the answer, and has gone
+            reading.add_done_callback(lambda done: self._judge(call, sources, done.result()))
+            raise
+        self._is_warm = True
+        self._judge(call, sources, facts)
+
+    def _judge(self, call: Call, sources: frozenset[str], facts: AnswerFacts) -> None:
         judged = self._judged(facts)
         self._metrics.business(call.label, judged.kind)
         self._told(call, sources, judged, technical=judged.technical)

@@ -1,5 +1,6 @@
 """A gateway whose store is open, for tests of stored calls and calls that join runs; and the runner's part by hand."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -87,6 +88,8 @@ class Site:
 async def storing(folder: Path, url: str, *, clock: JumpingClock | None = None, extra: str = "") -> AsyncIterator[Site]:
     """Run a gateway in front of `url` whose store is open."""
     async with gateway_over(folder, url, clock=clock, extra=extra) as run:
+        async with asyncio.timeout(10):
+            await run.gateway.mass.is_open.wait()
         store = await open_sqlite(folder / "store.sqlite", run.clock)
         try:
             await store.migrate()
