@@ -12,6 +12,7 @@ The one clear place for whoever else needs the store: `gateway.admin` and the pr
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from random import Random
 from typing import TYPE_CHECKING, cast
 
@@ -148,7 +149,7 @@ class MassRuns:
         return None
 
     async def _opened(self) -> Opened:
-        await asyncio.to_thread(_import)  # a tenth of a second: not in the way of calls
+        await asyncio.to_thread(_import, self._is_shared)  # a tenth of a second: not in the way of calls
         from gateway.runner import Runner
         from gateway.sealing import KeyRing
 
@@ -216,9 +217,9 @@ class MassRuns:
         return self._configuration.settings.store.url is not None
 
 
-def _import() -> None:
-    import gateway.runner
-    import gateway.store.sqlite  # noqa: F401
+def _import(shared: bool) -> None:
+    for room in ("gateway.runner", "gateway.store.postgres" if shared else "gateway.store.sqlite"):
+        import_module(room)
 
 
 def _says_what_to_do(error: Exception) -> bool:

@@ -9,7 +9,7 @@ Rules that always hold:
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from random import Random
 
 from gateway.log import EventLog
@@ -23,6 +23,7 @@ from gateway.runner.figures import ACTIVE, Figures
 from gateway.runner.interruptions import Interruptions
 from gateway.runner.interruptions import Terms as InterruptionTerms
 from gateway.runner.judging import Judge
+from gateway.runner.lane import Lane
 from gateway.runner.recovering import Recovery
 from gateway.runner.sending import Site
 from gateway.sealing import KeyRing
@@ -117,6 +118,10 @@ class Runner:
     def noted(self, sources: Iterable[str], technical: bool) -> None:
         """Note how a synchronous bulk call to these sources ended."""
         self.interruptions.noted(sources, technical)
+
+    def lanes(self) -> Mapping[int, Lane]:
+        """Return the lanes at work."""
+        return self._executor.lanes
 
     @property
     def is_down(self) -> bool:
