@@ -129,10 +129,6 @@ class Committer:
         self._finish(batch)
         self._work.set()
 
-    def ask_for_marks(self) -> None:
-        """Have the marks that batches want committed, even if there is nothing else to write."""
-        self._work.set()
-
     async def room(self) -> None:
         """Wait until there is memory for another answer."""
         if self._bytes < MOST_BYTES:

@@ -124,7 +124,7 @@ class Executor:
                 lane.resize(wanted.get(lane_id, 0) or lane.workers)
                 lane.feed.due = lane.feed.due or (lane_id in work and work[lane_id].due > 0)
         for lane_id, workers in wanted.items():
-            if lane_id not in self.lanes and await self._takes_in_hand(work[lane_id]):
+            if lane_id not in self.lanes and await self._takes_in_hand(work[lane_id]) and not self._stopping:
                 self._begin(tasks, work[lane_id], workers)
 
     def _planned(self, work: Collection[LaneWork]) -> Mapping[int, int]:
