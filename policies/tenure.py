@@ -80,6 +80,10 @@ class Leases:
 
     # What it knows.
 
+    def inherit(self, before: "Leases") -> None:
+        """Know what another tenure of this process saw: since when each row stands as it stands."""
+        self._sightings = dict(before._sightings)
+
     def conflict_s(self, now: float) -> float:
         """Return for how long the store's layout has been another one, beyond the time that a change takes."""
         if self._other_since is None:

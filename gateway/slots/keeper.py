@@ -164,6 +164,7 @@ class Keeper:
         fresh = self._tenure(layout, hold_s)
         if fresh.layout == self._leases.layout:
             return
+        fresh.inherit(self._leases)
         self._leases.closing = True
         self._retired.append(self._leases)
         self._leases = fresh
