@@ -52,10 +52,14 @@ class Processes:
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
     def _submit(self, call: Callable[P, T], *args: P.args, **named: P.kwargs) -> "asyncio.Future[T]":
+        # What starts here inherits what is blocked: a terminal sends its interrupt to all, and the gateway ends us.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return asyncio.wrap_future(self._pool.submit(call, *args, **named))
         except BrokenProcessPool:
             raise BrokenOffError(_LOST) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def result_of(work: "asyncio.Future[T]") -> T:
@@ -74,7 +78,6 @@ _USED: list[bytes] = [b""]
 
 def _begin(encoder: Encoder) -> None:
     os.nice(NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the gateway ends us when it is done
     threading.Thread(target=_end_with_the_gateway, daemon=True).start()
     _ENCODER.append(encoder)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.loading.shapes import Shapes, shape_of
+from gateway.loading.shapes import LARGEST, MOST, Shapes
 from gateway.soap import digest
 from policies.model import Style
 
@@ -53,10 +53,42 @@ def test_another_content_type_is_another_shape() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [FIRST.replace(b"x</name>", b"&lt;</name>"), FIRST.replace(b"<s:Header/>", b"<!--c-->"), b"\xef\xbb\xbf" + FIRST],
+    [
+        FIRST.replace(b"<ssin>", b"<!--c--><ssin>"),
+        FIRST.replace(b"<ssin>", b"<?p x?><ssin>"),
+        FIRST.replace(b"<ssin>", b"<![CDATA[x]]><ssin>"),
+        FIRST.replace(b"x</name>", b"></name>"),
+        FIRST.replace(b'a="1"', b'a=">" b="1"'),
+        b"\xef\xbb\xbf" + FIRST,
+        FIRST.decode().encode("utf-16"),
+        FIRST.replace(b"<name>x", b"<name>" + b"x" * LARGEST),
+    ],
 )
-def test_what_is_not_plain_has_no_shape(body: bytes) -> None:
-    assert shape_of(body) is None
+def test_a_message_that_is_more_than_tags_and_texts_is_read_each_time(body: bytes) -> None:
+    found = digest(body)
+    assert found.style is Style.SOA
+    shapes = Shapes(frozenset())
+    shapes.learn(body, "", found)
+    assert shapes.digest_of(body, "") is None
+
+
+@pytest.mark.parametrize("text", [b"&lt;", b"&#9;", b"caf\xc3\xa9", b"\x7f"])
+def test_a_text_that_is_not_plain_is_part_of_the_shape(text: bytes) -> None:
+    body = FIRST.replace(b"<name>x", b"<name>" + text)
+    shapes = known()
+    assert shapes.digest_of(body, KIND) is None
+    shapes.learn(body, KIND, digest(body, content_type=KIND))
+    assert shapes.digest_of(body.replace(b"00000000097", b"1"), KIND) is not None
+    assert shapes.digest_of(body.replace(text, text * 2), KIND) is None
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    shapes = Shapes(frozenset())
+    found = digest(FIRST, content_type=KIND)
+    for number in range(3 * MOST):
+        shapes.learn(FIRST.replace(b'a="1"', b'a="%d"' % number), KIND, found)
+        assert len(shapes._known) <= MOST
+    assert shapes.digest_of(FIRST.replace(b'a="1"', b'a="%d"' % number), KIND) is found
 
 
 def test_an_operation_that_names_sources_in_its_text_is_read_each_time() -> None:
