@@ -39,6 +39,7 @@ from gateway.reloading import marks_of, needs_restart, upstream_identities
 from gateway.slots import Slots
 from gateway.steering import Steering
 from gateway.upstream import Upstream, target_of
+from policies.leases import Times
 from policies.model import Clock, TrafficClass
 
 BACKLOG = 4096
@@ -76,6 +77,7 @@ class Gateway:
         dice: Random,
         tasks: asyncio.TaskGroup,
         start: StartState,
+        times: Callable[[float], Times] = Times,
     ) -> None:
         settings = configuration.settings
         self._configuration = configuration
@@ -115,6 +117,7 @@ class Gateway:
             cooling_until=None if (leased := settings.store.url is not None) else start.cooling_until,
             occupied=() if leased else start.occupied,
             leased=leased,
+            times=times,
         )
         self.mass = MassRuns(
             configuration, self.upstreams, self.slots, self.metrics, clock, self._log, dice, on_defect=self._defect
@@ -347,8 +350,11 @@ async def running(
     lines: LineWriter,
     dice: Random,
     environ: Mapping[str, str] | None = None,
+    times: Callable[[float], Times] = Times,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway for the duration of the block, and stop it in order afterwards.
+
+    `times`: of what several gateways share, for a T; only tests have others than the design's.
 
     Raises:
         OccupiedError: another process has this `data_dir`.
@@ -362,7 +368,7 @@ async def running(
         start = occupancy.read_and_mark(settings.hold_total, clock.boot(), settings.runs.cool_down)
         failed: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
-            gateway = Gateway(configuration, clock, lines, dice, tasks, start)
+            gateway = Gateway(configuration, clock, lines, dice, tasks, start, times)
             if start.cooling_until is not None and settings.store.url is None:
                 log.warning("cooling down", seconds=start.cooling_until - clock.boot(), why=start.why)
             chores = [

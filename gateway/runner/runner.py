@@ -29,17 +29,15 @@ from gateway.runner.sending import Site
 from gateway.sealing import KeyRing
 from gateway.slots import Slots
 from gateway.store.interface import Store, StoreError
+from policies.leases import Times
 from policies.model import ALL_SOURCES, Clock, RunKind, RunState, Standing, StoreDownError
 
-RENEW_EVERY_S = 5.0
-"""R."""
-LEASE_MARGIN_S = 1.0
 FIGURES_EVERY_S = 2.0
 REST_EVERY_S = 30.0
 PURGE_EVERY_S = 3600.0
-STOPPED_S = 3 * RENEW_EVERY_S
-"""A store that was down for longer has stopped bulk: an interruption. Shorter ones are bridged by leases and by work in
-hand."""
+STOPPED_RENEWALS = 3
+"""A store that was down for so many R or longer has stopped bulk: an interruption. Shorter ones are bridged by leases
+and by work in hand."""
 PAGE = 200
 
 
@@ -92,7 +90,7 @@ class Runner:
             clock,
             log,
             shared=shared,
-            lease_s=self._lease_s,
+            lease_s=lambda: self._lease_times.lease_s,
             hold_s=lambda: self._site.settings.hold_total,
             in_hand=self._committer.numbers,
         )
@@ -140,7 +138,7 @@ class Runner:
             chores = [
                 tasks.create_task(self._committer.run()),
                 tasks.create_task(self._every(TICK_S, self._second)),
-                tasks.create_task(self._every(RENEW_EVERY_S, self._renew)),
+                tasks.create_task(self._every(self._lease_times.renew_s, self._renew)),
                 tasks.create_task(self._every(FIGURES_EVERY_S, self._look_at_runs)),
                 tasks.create_task(self._every(REST_EVERY_S, self._put_to_rest)),
                 tasks.create_task(self._every(PURGE_EVERY_S, self._purge)),
@@ -221,7 +219,7 @@ class Runner:
         self._executor.settled(settled)
 
     def _back(self, after_s: float) -> None:
-        if after_s >= STOPPED_S and (self._shared or self._executor.lanes):
+        if after_s >= STOPPED_RENEWALS * self._lease_times.renew_s and (self._shared or self._executor.lanes):
             self.interruptions.interrupt(ALL_SOURCES, "the store was down", self._site.settings.runs.cool_down)
 
     def _cap_of(self, source: str) -> int:
@@ -230,8 +228,9 @@ class Runner:
             return max(pool.slots for pool in layout.pools.values())
         return layout.pools[layout.pool_of(source)].slots if source in layout else 1
 
-    def _lease_s(self) -> float:
-        return self._site.settings.hold_total + 3 * RENEW_EVERY_S + LEASE_MARGIN_S
+    @property
+    def _lease_times(self) -> Times:
+        return self._slots.times(self._site.settings.hold_total)
 
     def _reject_terms(self) -> RejectTerms:
         settings = self._site.settings.runs

@@ -69,6 +69,7 @@ class Keeper:
         demand: says who waits now.
         callers_s: says how long the oldest caller at the line has waited, by pool.
         changed: told after each change of what may be granted.
+        times: the times of shared slots, for a T; only tests have others than the design's.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class Keeper:
         demand: Callable[[], Demand],
         callers_s: Callable[[], Mapping[str, float]],
         changed: Callable[[], None],
+        times: Callable[[float], Times] = Times,
     ) -> None:
         self._clock = clock
         self._log = log
         self._demand = demand
         self._callers_s = callers_s
         self._changed = changed
+        self._times = times
         self._leases = self._tenure(layout, hold_s)
         self._retired: list[Leases] = []
         self._bound: dict[Ticket, _Binding] = {}
@@ -97,9 +100,8 @@ class Keeper:
         self._told_conflict = False
         self.store_up: bool | None = None  #: None: not tried yet
 
-    @staticmethod
-    def _tenure(layout: Layout, hold_s: float) -> Leases:
-        times = Times(hold_s)
+    def _tenure(self, layout: Layout, hold_s: float) -> Leases:
+        times = self._times(hold_s)
         return Leases(layout_row(layout, times), times, secrets.token_hex(8))
 
     # For admission: everything here is synchronous.

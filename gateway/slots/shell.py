@@ -27,7 +27,7 @@ from gateway.slots.keeper import Keeper
 from gateway.slots.line import Line, Rules
 from gateway.slots.obstacles import Obstacles
 from gateway.slots.window import Terms, Window
-from policies.leases import Demand
+from policies.leases import Demand, Times
 from policies.model import UNCLASSIFIED, Clock, LeaseStore, Reason, Slot, Standing, Ticket
 from policies.pools import Layout
 from policies.windows import Calendar
@@ -47,6 +47,7 @@ class Slots:
         cooling_until: float | None = None,
         occupied: Iterable[tuple[frozenset[str], float]] = (),
         leased: bool = False,
+        times: Callable[[float], Times] = Times,
     ) -> None:
         """Begin.
 
@@ -54,6 +55,7 @@ class Slots:
             cooling_until: what an unclean stop leaves to be waited for, boot clock.
             occupied: what a process before this one left running.
             leased: slots are rows that several gateways share; there are none until `keep` runs.
+            times: of shared slots, for a T; only tests have others than the design's.
         """
         self._layout = layout
         self._clock = clock
@@ -63,6 +65,7 @@ class Slots:
         self._stopping = False
         self._window = Window(calendar, clock, terms, self._window_changed)
         self._obstacles = Obstacles(self._window, clock, cooling_until)
+        self.times = times
         self._keeper = self._new_keeper() if leased else None
         self._line = Line(Rules(layout, terms), self._window, self._obstacles, self._keeper)
         self._tickets = count(1)
@@ -229,6 +232,7 @@ class Slots:
             demand=self._demand,
             callers_s=lambda: self._line.callers_s(),
             changed=lambda: self._line.set_caps(),
+            times=self.times,
         )
 
     def _demand(self) -> Demand:
