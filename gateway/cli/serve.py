@@ -19,21 +19,23 @@ from gateway.app import SystemClock, running
 from gateway.config import Configuration
 from gateway.log import LineWriter, event_log
 from gateway.occupancy import OccupiedError
+from policies.model import Clock
 
 SPARE_FILES = 1024
 """File descriptors besides those of clients: upstreams, files, the event loop."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
-def serve(configuration: Configuration) -> int:
-    """Run the gateway; return the exit status."""
+def serve(configuration: Configuration, clock: Clock | None = None) -> int:
+    """Run the gateway; return the exit status. Only the demo and the tests hand in a clock."""
+    clock = clock or SystemClock()
     _keep_memory()
     _raise_file_limit(configuration.settings.limits.connections)
     writer = LineWriter()
-    log = event_log(SystemClock(), writer)
+    log = event_log(clock, writer)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(configuration, writer))
+            return runner.run(_serve(configuration, clock, writer))
     except asyncio.CancelledError:
         log.warning("ended at once", remedy="The next start lets bulk wait until calls of this one cannot be running.")
         return 1
@@ -41,8 +43,8 @@ def serve(configuration: Configuration) -> int:
         writer.close()
 
 
-async def _serve(configuration: Configuration, lines: LineWriter) -> int:
-    log = event_log(SystemClock(), lines)
+async def _serve(configuration: Configuration, clock: Clock, lines: LineWriter) -> int:
+    log = event_log(clock, lines)
     for warning in configuration.warnings:
         log.warning("configuration", warning=warning)
     stop = asyncio.Event()
@@ -60,7 +62,7 @@ async def _serve(configuration: Configuration, lines: LineWriter) -> int:
     try:
         async with running(
             configuration,
-            clock=SystemClock(),
+            clock=clock,
             lines=lines,
             dice=Random(),  # noqa: S311  # jitter, no secret
             environ=os.environ,

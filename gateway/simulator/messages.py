@@ -29,6 +29,7 @@ SOURCES = {
     "HealthCareInsuranceService": ("cin",),
     "TaxAssessmentDataService": ("spf-finances",),
     "SocialRateInvestigationService": ("bcss", "spf-economie"),
+    "PcsaAlertReaction": ("spp-is",),
     "OCMWCPASIdentifyPerson": ("bcss", "national-register"),
     "OCMWCPASHealthInsurance": ("cin",),
     "OCMWCPASManageAccess": ("bcss",),

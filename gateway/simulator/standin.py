@@ -37,6 +37,7 @@ class Received:
     target: str
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    at: float = 0.0  #: when its body was read, by the event loop's clock
 
 
 @dataclass(slots=True)
@@ -95,7 +96,8 @@ class StandIn:
             return early
         body = await request.read()
         if self._record:
-            self.received.append(Received(request.method, request.raw_path, request.raw_headers, body))
+            at = asyncio.get_running_loop().time()
+            self.received.append(Received(request.method, request.raw_path, request.raw_headers, body, at))
         asked = read(body)
         for service in asked.services:
             self.counts.calls[service] += 1
