@@ -13,14 +13,13 @@ Nothing here decides, and nothing here is read back by a decision.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from policies.model import UNCLASSIFIED, Reason, TrafficClass
 from policies.statuses import Kind
 
-disable_created_metrics()  # a second series for each, of when it began: half of what a scrape would carry
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_SOURCE = "none"
 """The label of calls that name no source: WSDL downloads, and what is not SOAP."""
