@@ -230,11 +230,12 @@ async def test_a_first_start_lets_bulk_wait_and_real_time_pass(tmp_path: Path) -
 
 
 async def test_stopping_answers_who_waits_and_lets_end_what_is_in_flight(tmp_path: Path) -> None:
-    script = Script(latency=Latency(0.3, 0.3))
+    script = Script(latency=Latency(1.5, 1.5))
     body = envelope("Dolsis2011Service/v1", "findEmployersByWorkerRequest")
     async with standing_in(script) as stand_in:
         async with AsyncExitStack() as stack:
-            run = await stack.enter_async_context(gateway_over(tmp_path, stand_in.url))
+            slow = "call_timeout: 10s, hold: 1s"
+            run = await stack.enter_async_context(gateway_over(tmp_path, stand_in.url, upstream=slow))
             asked = [asyncio.get_running_loop().create_task(run.ask(post("/bulk/x", body, BULK))) for _ in range(4)]
             await until(run, 'bcss_gateway_queue_requests{pool="onss"}', 2)
         answers = await asyncio.gather(*asked)
