@@ -269,7 +269,8 @@ class _Taking:
                 await self._hand_over()
         finally:
             for _, work in self._under_way:
-                work.cancel()
+                if not work.cancel() and not work.cancelled():
+                    work.exception()  # looked at, or asyncio complains of it: the first one was told
             if self._processes is not None:
                 await self._processes.close()
 
