@@ -99,7 +99,11 @@ async def _pages(
             yield page
             after = page[-1].seq
         if len(page) < PAGE:
-            return
+            break
+    now = await call.desk.store.run(run.public_id)
+    if now is None or now.wrapped_key is None:
+        # Its items went while they were read: what came must not pass for all there was.
+        raise ProblemError(410, "The run was purged meanwhile.", "Its counts and audit rows remain.")
 
 
 async def _ndjson(

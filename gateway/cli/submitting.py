@@ -172,7 +172,7 @@ def _ended(gateway: Gateway, run: str, taken: dict[str, Any], wanted: Wanted) ->
 
 def _tell(taken: dict[str, Any]) -> None:
     for one in taken["problems"][:_SHOWN_FAULTS]:
-        print(f"line {one['line']}: {one['what']} {one['remedy']}", file=sys.stderr)
+        print(f"line {one['line']}: {one['what'].rstrip('.')}. {one['remedy']}", file=sys.stderr)
     more = taken["faulty"] - min(len(taken["problems"]), _SHOWN_FAULTS)
     if more > 0:
         print(f"... and {more} more.", file=sys.stderr)
