@@ -36,11 +36,7 @@ def _lines(look: Callable[[], Json], every: float) -> Json:
 
 
 def _live(look: Callable[[], Json], every: float, out: Console) -> Json:
-    columns = (
-        BarColumn(bar_width=30),
-        TextColumn("{task.percentage:>5.1f} %"),
-        TextColumn("{task.description}", markup=False),
-    )
+    columns = (BarColumn(bar_width=30), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task("", total=None)
         try:

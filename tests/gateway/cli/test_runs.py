@@ -4,7 +4,10 @@ import asyncio
 import hashlib
 import io
 import json
+import os
+import pty
 import stat
+import sys
 import tarfile
 import zipfile
 from collections.abc import AsyncIterator
@@ -174,6 +177,32 @@ async def test_watch_ends_with_the_run_and_prints_a_line_for_each_change(api: Ap
     assert lines[0].startswith("running: 1 done, 1 waiting of 2, 50.0 %")
     assert lines[-1].startswith("cancelled (enough, by anna)")
     assert len(lines) == 2
+
+
+async def test_watch_is_live_on_a_terminal(api: Api) -> None:
+    record = await made(api)
+    await api.filled(record, [("a", ItemState.DONE, ""), ("b", ItemState.WAITING, "")])
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "gateway.cli", "runs", "watch", record.public_id, "--every", "0.1"]
+    watching = await asyncio.create_subprocess_exec(
+        *command,
+        "--socket",
+        str(api.desk.socket),
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    shown = b""
+    async with asyncio.timeout(20):
+        while b"1 done, 1 waiting" not in shown:
+            shown += await asyncio.to_thread(os.read, ours, 65536)
+        await api.store.change_state(record.id, RunState.CANCELLED, author="anna", reason="enough")
+        while b"cancelled (enough, by anna)" not in shown:
+            shown += await asyncio.to_thread(os.read, ours, 65536)
+        assert await watching.wait() == 1
+    os.close(ours)
+    assert "━".encode() in shown
 
 
 async def test_a_client_driven_run_is_opened_and_completed(api: Api) -> None:
