@@ -9,6 +9,7 @@ the log says so.
 import asyncio
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from gateway.admin.openapi import document
 from gateway.admin.operations import BODY_LIMIT, PREFIX, answered, handler_of, middleware
 from gateway.admin.pace import Paces
 from gateway.admin.routes import operations
-from gateway.config import Administration as PlaceSettings
+from gateway.inbound import listening_on
 
+BACKLOG = 64
 LONGEST_PATH = 100
 """Octets of a socket's path that every system takes (sun_path has 108 on Linux)."""
 
@@ -29,9 +31,12 @@ LONGEST_PATH = 100
 class Administration:
     """The API, being served. Made by `start_admin`."""
 
-    def __init__(self, runner: web.AppRunner, sampling: "asyncio.Task[None]", path: Path) -> None:
+    def __init__(
+        self, runner: web.AppRunner, sampling: "asyncio.Task[None]", servers: Sequence[socket.socket], path: Path
+    ) -> None:
         self._runner = runner
         self._sampling = sampling
+        self._servers = servers
         self._path = path
         self.address = ""  #: over TCP; empty: it could not be had
 
@@ -39,6 +44,8 @@ class Administration:
         """End it; downloads and uploads in progress are cut."""
         self._sampling.cancel()
         await self._runner.cleanup()
+        for server in self._servers:  # a stop may have come before the loop had got them
+            server.close()
         with suppress(OSError):
             self._path.unlink()
 
@@ -64,31 +71,31 @@ async def start_admin(desk: Desk, tasks: asyncio.TaskGroup) -> Administration:
     paces = Paces(lambda: desk.store, desk.clock, lambda: desk.statistics().window_open)
     runner = web.AppRunner(application(desk, paces), access_log=None, handle_signals=False, shutdown_timeout=0.5)
     await runner.setup()
-    served = Administration(runner, tasks.create_task(paces.sample_for_ever()), desk.socket)
+    servers = [listening(desk.socket), *_over_tcp(desk)]
+    served = Administration(runner, tasks.create_task(paces.sample_for_ever()), servers, desk.socket)
     try:
-        await web.SockSite(runner, listening(desk.socket)).start()
-        place = desk.configuration().settings.administration
-        served.address = await _over_tcp(runner, place, desk)
+        for server in servers:
+            await web.SockSite(runner, server).start()
     except BaseException:
         await served.close()
         raise
-    desk.log.info("administration", address=served.address, socket=str(desk.socket), tokens=len(place.tokens))
+    for server in servers[1:]:
+        host, port = server.getsockname()[:2]
+        served.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    tokens = len(desk.configuration().settings.administration.tokens)
+    desk.log.info("administration", address=served.address, socket=str(desk.socket), tokens=tokens)
     return served
 
 
-async def _over_tcp(runner: web.AppRunner, place: PlaceSettings, desk: Desk) -> str:
-    site = web.TCPSite(runner, place.address, place.port)
-    why = ""
+def _over_tcp(desk: Desk) -> list[socket.socket]:
+    place = desk.configuration().settings.administration
     try:
-        await site.start()
+        return [listening_on(place.address, place.port, BACKLOG)]
     except OSError as error:
         why = error.strerror or "cannot listen"
-    if why:
-        remedy = "Free the port, or choose another (administration.port), and restart. The CLI works meanwhile."
-        desk.log.error("no API over TCP", address=place.address, port=place.port, why=why, remedy=remedy)
-        return ""
-    host, port = runner.addresses[-1][:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    remedy = "Free the port, or choose another (administration.port), and restart. The CLI works meanwhile."
+    desk.log.error("no API over TCP", address=place.address, port=place.port, why=why, remedy=remedy)
+    return []
 
 
 def listening(path: Path) -> socket.socket:
@@ -101,7 +108,7 @@ def listening(path: Path) -> socket.socket:
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         server.bind(short(path, folder))
-        server.listen(64)
+        server.listen(BACKLOG)
     except BaseException:
         server.close()
         raise

@@ -1,6 +1,7 @@
 """Who may ask, and by which name; holds, interruptions, audit and status."""
 
 import asyncio
+import gc
 import getpass
 import io
 import stat
@@ -189,3 +190,24 @@ async def test_a_socket_works_in_a_folder_with_a_long_name_and_replaces_a_stale_
         ):
             assert answer.status == 200
     assert not (folder / "admin.sock").exists()
+
+
+async def test_a_stop_while_the_api_starts_leaves_nothing_open(tmp_path: Path) -> None:
+    """Whenever the stop comes: what is left open is an error of the test run."""
+    for turns in range(12):
+        folder = tmp_path / str(turns)
+        folder.mkdir()
+
+        async def begin(where: Path = folder) -> None:
+            async with api_in(where):
+                await asyncio.sleep(60)
+
+        async with asyncio.TaskGroup() as tasks:
+            beginning = tasks.create_task(begin())
+            while not (folder / "admin.sock").exists() and not beginning.done():
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            beginning.cancel()
+        assert not (folder / "admin.sock").exists()
+    gc.collect()
