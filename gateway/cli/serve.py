@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from random import Random
 
 import uvloop
@@ -19,6 +20,7 @@ from gateway.app import SystemClock, running
 from gateway.config import Configuration
 from gateway.log import LineWriter, event_log
 from gateway.occupancy import OccupiedError
+from policies.leases import Times
 from policies.model import Clock
 
 SPARE_FILES = 1024
@@ -26,8 +28,8 @@ SPARE_FILES = 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
-def serve(configuration: Configuration, clock: Clock | None = None) -> int:
-    """Run the gateway; return the exit status. Only the demo and the tests hand in a clock."""
+def serve(configuration: Configuration, clock: Clock | None = None, times: Callable[[float], Times] = Times) -> int:
+    """Run the gateway; return the exit status. Only the demo and the tests hand in a clock, and times of leases."""
     clock = clock or SystemClock()
     _keep_memory()
     _raise_file_limit(configuration.settings.limits.connections)
@@ -35,7 +37,7 @@ def serve(configuration: Configuration, clock: Clock | None = None) -> int:
     log = event_log(clock, writer)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(configuration, clock, writer))
+            return runner.run(_serve(configuration, clock, times, writer))
     except asyncio.CancelledError:
         log.warning("ended at once", remedy="The next start lets bulk wait until calls of this one cannot be running.")
         return 1
@@ -43,7 +45,7 @@ def serve(configuration: Configuration, clock: Clock | None = None) -> int:
         writer.close()
 
 
-async def _serve(configuration: Configuration, clock: Clock, lines: LineWriter) -> int:
+async def _serve(configuration: Configuration, clock: Clock, times: Callable[[float], Times], lines: LineWriter) -> int:
     log = event_log(clock, lines)
     for warning in configuration.warnings:
         log.warning("configuration", warning=warning)
@@ -66,6 +68,7 @@ async def _serve(configuration: Configuration, clock: Clock, lines: LineWriter) 
             lines=lines,
             dice=Random(),  # noqa: S311  # jitter, no secret
             environ=os.environ,
+            times=times,
         ) as gateway:
             loop.add_signal_handler(signal.SIGHUP, gateway.ask_reload)
             gc.freeze()  # modules and settings stay: no later collection needs to look through them
