@@ -67,6 +67,10 @@ def _of_slots(statistics: Statistics) -> Iterable[Reading]:
     yield by_pool("slots_limit", "The cap.", lambda pool: pool.cap)
     yield by_pool("queue_requests", "Bulk calls that wait for a slot.", lambda pool: pool.waiting)
     yield by_pool("queue_oldest_seconds", "How long the oldest of them has waited.", lambda pool: pool.oldest_s)
+    yield by_pool("slot_rows", "Slots that this gateway has of those that several share.", lambda pool: pool.rows)
+    conflict = float(statistics.layout_conflict)
+    what = "1 while gateways on the same store do not agree on pools, caps or times: bulk waits."
+    yield Reading("layout_conflict", what, (), {(): conflict})
     yield Reading("window_open", "1 while bulk may start.", (), {(): float(statistics.window_open)})
     if statistics.next_change is not None:
         at = statistics.next_change.timestamp()

@@ -15,14 +15,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from gateway.metrics import Reading
-from gateway.records import RunRecord
-from policies.model import Clock, ItemState, RunState
+from gateway.records import GATEWAY, ONLY_DOUBT, RunRecord
+from policies.model import Clock, ItemState, RunKind, RunState
 from policies.planning import ends_at
 from policies.windows import Calendar
 
 MOST_SHOWN = 50
 RATE_OVER_S = 60.0
 """Over how long a rate is measured."""
+PAUSED_FOR = ("person", "gateway", "doubt")
+"""What pauses runs: a person; the gateway, for rejects or authorisation; that nothing is left but items in doubt."""
 ACTIVE = (RunState.LOADING, RunState.READY, RunState.RUNNING, RunState.PAUSED)
 
 
@@ -83,16 +85,31 @@ class Figures:
         for record in self._records:
             by_state[(str(record.state),)] += 1
         yield Reading("runs", "Runs that have not ended, by state.", ("state",), by_state)
+        paused: dict[tuple[str, ...], float] = {(cause,): 0.0 for cause in PAUSED_FOR}
+        everything: dict[tuple[str, ...], float] = {
+            (str(state),): 0.0 for state in ItemState if state is not ItemState.SENT
+        }
+        for record in self._records:
+            if record.state is RunState.PAUSED:
+                paused[(_paused_for(record),)] += 1
+            for state, number in _items_of(record).items():
+                everything[(str(state),)] += number
+        yield Reading("runs_paused", "Runs that are paused, by what paused them.", ("cause",), paused)
+        yield Reading("items", "Items of all runs that have not ended, by state.", ("state",), everything)
         shown = self._records[-MOST_SHOWN:]
+        now = self._clock.wall()
         items: dict[tuple[str, ...], float] = {}
         ends: dict[tuple[str, ...], float] = {}
+        due: dict[tuple[str, ...], float] = {}
         for record in shown:
             for state, number in _items_of(record).items():
                 items[record.public_id, str(state)] = number
             if (end := self.end_of(record)) is not None:
                 ends[(record.public_id,)] = end.timestamp()
+            due[(record.public_id,)] = float(_is_due(record, now))
         yield Reading("run_items", "Items of the newest active runs, by state.", ("run", "state"), items)
         yield Reading("run_eta_timestamp_seconds", "When a run ends if it goes on as it did.", ("run",), ends)
+        yield Reading("run_due", "1 while something of a run is left to be sent, and may be.", ("run",), due)
         yield Reading("store_up", "1 while the store answers.", (), {(): float(self._is_up())})
 
 
@@ -105,3 +122,16 @@ def _items_of(record: RunRecord) -> Mapping[ItemState, float]:
         ItemState.FAILED: float(counts.failed),
         ItemState.IN_DOUBT: float(counts.in_doubt),
     }
+
+
+def _paused_for(record: RunRecord) -> str:
+    if record.changed_by != GATEWAY:
+        return "person"
+    return "doubt" if record.reason == ONLY_DOUBT else "gateway"
+
+
+def _is_due(record: RunRecord, now: datetime) -> bool:
+    """Say whether items of a run would be sent, were a window and a slot open. A client-driven run sends none."""
+    if record.kind is RunKind.CLIENT or record.state not in (RunState.READY, RunState.RUNNING) or not record.waiting:
+        return False
+    return record.not_before is None or record.not_before <= now

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.log import EventLog
+from gateway.metrics import Reading
 from gateway.records import GATEWAY, Controls, InterruptionRecord
 from gateway.store.interface import StateError, Store
 from policies.model import ALL_SOURCES, UNCLASSIFIED, Clock, Standing, StoreDownError
@@ -26,6 +27,7 @@ from policies.recovery import Breaker, ramp_slots
 SLACK_S = 2.0
 """A ramp that the store says is younger than we think by more than this was begun again by another replica."""
 _HELD = "source:"
+PHASES = ("cooling", "ramp")
 
 
 @dataclass(slots=True)
@@ -215,6 +217,22 @@ class Interruptions:
     def standing(self) -> Standing:
         """Return what stands against bulk now."""
         return self._standing
+
+    def readings(self, sources: Iterable[str]) -> Iterable[Reading]:
+        """Yield what Prometheus is told; `sources` are those of the catalogue."""
+        now = self._clock.boot()
+        known = (*sources, UNCLASSIFIED, ALL_SOURCES)
+        held: dict[tuple[str, ...], float] = {(source,): float(source in self._held) for source in known}
+        interrupted: dict[tuple[str, ...], float] = {(source, phase): 0.0 for source in known for phase in PHASES}
+        for source, one in self._followed.items():
+            interrupted[source, PHASES[one.cool_until <= now]] = 1.0
+        yield Reading("held", "1 while a person stops bulk to a source, or to all.", ("source",), held)
+        yield Reading(
+            "interruptions",
+            "1 while a source, or all, cools down after an interruption, and while it ramps up again.",
+            ("source", "phase"),
+            interrupted,
+        )
 
     @property
     def cooling(self) -> Mapping[str, float]:

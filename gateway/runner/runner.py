@@ -128,7 +128,8 @@ class Runner:
 
     def readings(self) -> Iterable[Reading]:
         """Yield what Prometheus is told."""
-        return self.figures.readings()
+        yield from self.figures.readings()
+        yield from self.interruptions.readings(self._site.configuration.catalogue.sources)
 
     # Its life.
 

@@ -4,7 +4,8 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
-from gateway.runner.figures import MOST_SHOWN, Pace
+from gateway.records import GATEWAY, ONLY_DOUBT
+from gateway.runner.figures import MOST_SHOWN, PAUSED_FOR, Pace
 from gateway.simulator import Latency, Script, standing_in
 from policies.model import RunState
 from tests.conftest import EVENING, JumpingClock, Running, closed, gateway_over, whole_answer
@@ -84,3 +85,41 @@ def test_a_pace_is_measured_while_the_run_goes_and_kept_while_it_rests() -> None
     for second in range(30):
         pace.note(1000 + second, 1450 + second * 10, running=True)
     assert pace.per_second == 10
+
+
+async def test_what_stops_runs_and_sources_is_shown(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+        mass = await opened(run)
+        await mass.store.hold("all", author="anna", reason="they asked")
+        await mass.store.interrupt("onss", reason="test", cool_s=100)
+        due = await submit(mass, 3)
+        later = await submit(mass, 3, not_before=EVENING + timedelta(days=2))
+        for author, reason in (("anna", "because"), (GATEWAY, "too many rejects"), (GATEWAY, ONLY_DOUBT)):
+            paused = await submit(mass, 3)
+            await mass.store.change_state(paused.id, RunState.PAUSED, author=author, reason=reason)
+        shown = await until_shown(run, 'bcss_gateway_runs{state="paused"}', 3)
+        assert [shown[f'bcss_gateway_runs_paused{{cause="{one}"}}'] for one in PAUSED_FOR] == [1, 1, 1]
+        assert shown['bcss_gateway_items{state="waiting"}'] == 15
+        assert shown['bcss_gateway_items{state="in_doubt"}'] == 0
+        dues = {one.public_id: shown[f'bcss_gateway_run_due{{run="{one.public_id}"}}'] for one in (due, later, paused)}
+        assert list(dues.values()) == [1, 0, 0]
+        assert shown['bcss_gateway_held{source="all"}'] == 1
+        assert shown['bcss_gateway_held{source="onss"}'] == 0
+        assert shown['bcss_gateway_interruptions{phase="cooling",source="onss"}'] == 1
+        assert shown['bcss_gateway_interruptions{phase="ramp",source="onss"}'] == 0
+        assert shown['bcss_gateway_interruptions{phase="cooling",source="all"}'] == 0
+        assert shown['bcss_gateway_slot_rows{pool="base"}'] == 0
+        assert shown["bcss_gateway_layout_conflict"] == 0
+        clock.skip(seconds=101)
+        await mass.store.unhold("all", author="anna", reason="done")
+        shown = await until_shown(run, 'bcss_gateway_interruptions{phase="ramp",source="onss"}', 1)
+        assert shown['bcss_gateway_interruptions{phase="cooling",source="onss"}'] == 0
+        await until_shown(run, 'bcss_gateway_held{source="all"}', 0)
+
+
+async def until_shown(run: Running, name: str, value: float) -> dict[str, float]:
+    async with asyncio.timeout(15):
+        while (shown := await scraped(run)).get(name) != value:
+            await asyncio.sleep(0.2)
+    return shown
