@@ -4,13 +4,16 @@ import asyncio
 import gzip
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from gateway.packing import StoredAnswer
 from gateway.proxy.prefer import prefers_async, without_async
+from gateway.proxy.refusing import Refuser
 from gateway.records import NewRun, RunRecord
-from policies.model import ItemState, RunState
+from gateway.soap import FaultForm
+from policies.model import ItemState, Reason, Refusal, RunState
 from tests.conftest import JumpingClock, closed, envelope, gateway_over, post, raw_server, whole_answer
 from tests.gateway.proxy.storing import Site, body_of, get, head_of, lines_of, storing, told
 from tests.gateway.proxy.test_bulk import metric, said
@@ -458,3 +461,27 @@ def test_of_preferences_only_those_that_were_applied_are_taken_away() -> None:
         (b"Prefer", b'return=minimal, x="a, b"'),
         (b"Prefer", b"handling=strict ,x"),
     )
+
+
+# When to come back.
+
+
+@pytest.mark.parametrize(
+    ("reason", "least"),
+    [
+        (Reason.STORE_UNAVAILABLE, 10),
+        (Reason.LAYOUT_CONFLICT, 60),
+        (Reason.HELD, None),
+        (Reason.RUN_PAUSED, None),
+        (Reason.NOT_STORABLE, None),
+        (Reason.UNKNOWN_RUN, None),
+    ],
+)
+def test_only_what_passes_by_itself_has_a_time_to_come_back(reason: Reason, least: int | None) -> None:
+    refuser = Refuser(FaultForm(), JumpingClock(), Random(1), delay_s=0.0, at_most=0)
+    after = refuser.timed(Refusal(reason, "id"), retry_in_s=None).retry_after_s
+    if least is None:
+        assert after is None
+    else:
+        assert after is not None
+        assert least <= after <= 1.5 * least + 1

@@ -237,3 +237,23 @@ async def test_what_is_stored_is_sent_when_bulk_opens_and_its_answer_handed_out(
     assert b"Prefer" not in request
     assert request.endswith(envelope())
     assert told(promise)["state"] == "waiting"
+
+
+@pytest.mark.parametrize("closed", ["refuse", "queue"])
+async def test_under_a_hold_a_call_is_refused_without_an_hour_or_stored_where_the_site_queues(
+    tmp_path: Path, closed: str
+) -> None:
+    extra = f"bulk: {{refusal_delay: 0s, closed: {closed}}}\n"
+    async with raw_server(OK) as server, driving(tmp_path, server.url, extra=extra) as site:
+        await site.mass.store.hold("source:bcss", author="anna", reason="they asked for it")
+        await site.mass.runner.interruptions.look()
+        got = await site.run.ask(post("/bulk/x", envelope()))
+        runs = [run.kind for run in await site.mass.store.runs()]
+    if closed == "refuse":
+        assert said(got)["reason"] == "held"
+        assert b"Retry-After" not in got, "a person ends it"
+        assert runs == []
+    else:
+        assert got.startswith(b"HTTP/1.1 202 ")
+        assert runs == [RunKind.ASYNC]
+    assert server.requests == []
