@@ -70,6 +70,7 @@ async def gateway_process(folder: Path, source: int, port: int) -> AsyncIterator
     left = {"boot": boot_id(), "hold_s": HOLD_S, "clean": True, "busy": []}
     (folder / "data" / "busy_until.json").write_text(json.dumps(left))
     config = folder / "config.yaml"
+    # Calls time out by the dozen here, and are to go on all the same: no breaker.
     config.write_text(f"""
 data_dir: data
 listeners: [{{address: 127.0.0.1, port: {port}}}]
@@ -77,7 +78,7 @@ telemetry: {{address: 127.0.0.1, port: 0}}
 upstreams: {{bcss: {{url: "http://127.0.0.1:{source}", call_timeout: 300ms, hold: 300ms}}}}
 routes: [{{prefix: /, upstream: bcss}}]
 bulk: {{refusal_delay: 0s, queue_time: 60s, margin_min: 0s, margin_max: 1s}}
-runs: {{burst_faults: 1000, burst_calls: 1000, burst_time: 10ms}}  # calls time out by the dozen here, and are to go on all the same
+runs: {{burst_faults: 1000, burst_calls: 1000, burst_time: 10ms}}
 windows: {{exceptions: [{{from: "{hours(-1)}", to: "{hours(3)}", owner: tests, reason: "a source of its own"}}]}}
 """)
     process = await asyncio.create_subprocess_exec(

@@ -321,7 +321,7 @@ async def test_as_many_calls_are_parked_as_there_may_be_files_and_none_is_lost(t
             assert pool().pools["base"].waiting == number - 4
             await served_beside(run)
             gate.set()
-        assert [answer for call in calls if not (answer := call.result()).endswith(b"ok")] == []
+        assert [call.result() for call in calls if not call.result().endswith(b"ok")] == []
         assert pool().pools["base"].peak == 4
     assert sum(one.startswith(b"POST /x ") for one in server.requests) == number
 
