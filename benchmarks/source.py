@@ -1,8 +1,8 @@
 """The source behind the proxies: answers every POST after a delay, and counts how many it was working on at once.
 
 Usage: python -m benchmarks.source PORT. The delay is the last segment of the path in milliseconds (`/0`, `/20`), the
-size of the answer the one before it (`/a/1500/20`; `/soap/1500/20`: a SOAP message). `GET /peak` says the most calls
-with a delay at once, and starts counting anew.
+size of the answer the one before it (`/a/1500/20`). `GET /peak` says the most calls with a delay at once, and starts
+counting anew.
 """
 
 import asyncio
@@ -17,17 +17,17 @@ ANSWER = (
     b'<r:answer xmlns:r="http://kszbcss.fgov.be/intf/Rehearsal/v1"><status><value>DATA_FOUND</value>'
     b"<code>MSG00000</code></status><person>%s</person></r:answer></s:Body></s:Envelope>"
 )
+"""One that says that all is well: else a proxy that reads answers takes them for technical faults, and stops bulk."""
 
 now = peak = 0
 answers: dict[int, bytes] = {}
 
 
-def answer_of(size: int, *, soap: bool = False) -> bytes:
-    """Return an answer whose body has `size` bytes; with `soap`, more or less, and one that says that all is well."""
+def answer_of(size: int) -> bytes:
+    """Return an answer whose body has `size` bytes: a SOAP message, where there is room for one."""
     if size not in answers:
-        body = b"<a>" + b"x" * (size - 7) + b"</a>"
-        if soap:
-            body = ANSWER % (b"<name>EXAMPLE</name>" * (size // 20))
+        room = size - len(ANSWER) + 2
+        body = ANSWER % (b"x" * room) if room >= 0 else b"x" * size
         answers[size] = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     return answers[size]
 
@@ -64,8 +64,6 @@ class Source(asyncio.Protocol):
             self.say_peak()
             return
         size, delay = (int(part) for part in path.rsplit(b"/", 2)[1:])
-        if path.startswith(b"/soap/"):
-            answer_of(size, soap=True)  # a source has answers of one kind
         if not delay:
             self.answer(size)
             return
