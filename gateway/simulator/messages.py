@@ -110,17 +110,20 @@ def _without_declaration(text: str) -> str:
 
 
 def reply(asked: Asked, status: str = "") -> bytes:
-    """Answer a message; `status` is a business status in an HTTP 200 (KSZ code, or SSDN ReturnCode)."""
+    """Answer a message; `status` is a business status in an HTTP 200: a KSZ code, or SSDN's ReturnCode; or
+    `VALUE/CODE`, either of which may be empty, for `status/value` and `status/code`, or ReturnCode and ReasonCode."""
     if asked.namespace == CONNECTOR:
         return _envelope(asked.soap, f'<xmlString xmlns="{CONNECTOR}">{escape(_ssdn_reply(asked, status))}</xmlString>')
     if asked.operation == "sendTestMessageRequest":
         inside = f"<echo>{escape(asked.echo)}</echo>"
     else:
-        value = "NO_RESULT" if status else "DATA_FOUND"
+        value, slash, code = status.partition("/")
+        if not slash:
+            value, code = ("NO_RESULT", status) if status else ("DATA_FOUND", "MSG00000")
         inside = (
             "<informationCBSS><ticketCBSS>00000000-0000-4000-8000-000000000000</ticketCBSS></informationCBSS>"
             f"<ssin>{escape(asked.person)}</ssin>"
-            f"<status><value>{value}</value><code>{escape(status or 'MSG00000')}</code></status>"
+            f"<status><value>{value}</value><code>{escape(code)}</code></status>"
             "<person><name>EXAMPLE</name><firstName>Fictive</firstName></person>"
         )
     name = asked.operation.removesuffix("Request") + "Response"
@@ -160,9 +163,11 @@ def _envelope(soap: str, inside: str) -> bytes:
 
 
 def _ssdn_reply(asked: Asked, status: str) -> str:
-    ok, code = ("NO", status) if status else ("YES", "0")
+    code, _, reason = status.partition("/")
+    detail = f"<c:Detail><c:ReasonCode>{escape(reason)}</c:ReasonCode></c:Detail>" if reason else ""
     summary = (
-        f'<c:ResultSummary ok="{ok}" xmlns:c="{_COMMON}"><c:ReturnCode>{escape(code)}</c:ReturnCode></c:ResultSummary>'
+        f'<c:ResultSummary ok="{"NO" if status else "YES"}" xmlns:c="{_COMMON}">'
+        f"<c:ReturnCode>{escape(code or '0')}</c:ReturnCode>{detail}</c:ResultSummary>"
     )
     replies = "".join(
         f"<ServiceReply>{summary}<ServiceId>{escape(service.partition('/')[0])}</ServiceId></ServiceReply>"

@@ -6,10 +6,10 @@ A rule in text form (`bcss-gateway simulate --fault`):
     [every=N] [service=NAME] [source=NAME] [class=bulk|realtime] [latency=TIME] [KIND]
 
 `every=50` matches each 50th call that the other conditions match; NAME matches a beginning. KIND is one of
-`fault` (a SOAP fault, HTTP 500), `business=CODE` (a status inside an HTTP 200), `status=502` (any HTTP status,
-answered before the body is read), `reset` (RST instead of an answer), `truncated` (half an answer, then the end),
-`slow` (the answer drips, a tenth of it every latency), `garbage` (not HTTP). Without KIND the rule only says how
-long such calls take.
+`fault` (a SOAP fault, HTTP 500), `business=CODE` (a status inside an HTTP 200; `business=VALUE/CODE` says both parts
+of it, either of which may be empty), `status=502` (any HTTP status, answered before the body is read), `reset` (RST
+instead of an answer), `truncated` (half an answer, then the end), `slow` (the answer drips, a tenth of it every
+latency), `garbage` (not HTTP). Without KIND the rule only says how long such calls take.
 
 Rules that always hold: chance comes from a generator that is passed in; the same seed and calls give the same script.
 """

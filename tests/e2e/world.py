@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from re import compile as pattern
 from typing import Any
+from xml.sax.saxutils import escape
 from zoneinfo import ZoneInfo
 
 import aiohttp
@@ -29,20 +30,32 @@ from tests.e2e.replica import HandClock
 ROOT = Path(__file__).resolve().parents[2]
 BRUSSELS = ZoneInfo("Europe/Brussels")
 EVENING = datetime(2026, 11, 24, 20, 0, tzinfo=BRUSSELS)
-POOLS = {"national-register": 4, "bcss": 4, "onss": 2, "onem": 2, "spp-is": 2}
+POOLS = {"national-register": 4, "bcss": 4, "onss": 2, "onem": 2, "spp-is": 2, "cin": 2}
 """Caps of the sources that tests ask; the first two share a pool, so a test asks one of them."""
 
 CONSULT = ("RetrieveTIGroupsService/v2", "retrieveTIGroupsRequest")  #: a read of the National Register
 EMPLOYERS = ("Dolsis2011Service/v1", "findEmployersByWorkerRequest")  #: a read of the ONSS
 DECISION = ("PcsaAlertReaction/v1", "motivateDecisionRequest")  #: a write, at the SPP IS
+HEALTH = ("OCMWCPASHealthInsurance", "20070509")  #: a read in the classic style, at the CIN
 Service = tuple[str, str]
 Json = dict[str, Any]
-_KEY = pattern(rb"<legalContext>([^<]*)<")
+_KEY = pattern(rb"legalContext(?:>|&gt;)([^<&]*)")
+_CLASSIC = "http://ksz-bcss.fgov.be/connectors/WebServiceConnector"
+_SSDN = "http://www.ksz-bcss.fgov.be/XSD/SSDN/Service"
 
 
 def message(service: Service, key: str) -> str:
     """Return an envelope that says which item it is of."""
     name, operation = service
+    if service == HEALTH:
+        document = (
+            f'<SSDNRequest xmlns="{_SSDN}"><RequestContext/><ServiceRequest><ServiceId>{name}</ServiceId>'
+            f"<Version>{operation}</Version><legalContext>{key}</legalContext></ServiceRequest></SSDNRequest>"
+        )
+        return (
+            '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>'
+            f'<xmlString xmlns="{_CLASSIC}">{escape(document)}</xmlString></s:Body></s:Envelope>'
+        )
     return (
         '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>'
         f'<q:{operation} xmlns:q="http://kszbcss.fgov.be/intf/{name}"><legalContext>{key}</legalContext>'

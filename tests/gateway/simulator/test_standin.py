@@ -65,6 +65,7 @@ async def test_what_it_cannot_read_is_a_fault_of_the_client(body: bytes) -> None
     [
         ("fault", b"MSG00003"),
         ("business=MSG00005", b"<value>NO_RESULT</value><code>MSG00005</code>"),
+        ("business=INCOMPLETE_DATA/", b"<value>INCOMPLETE_DATA</value><code></code>"),
         ("status=502", b"HTTP/1.1 502 "),
         ("every=1 service=TestConn latency=1ms slow", b"<echo>hello</echo>"),
         ("garbage", b"this is not HTTP"),
