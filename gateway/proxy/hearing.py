@@ -113,7 +113,8 @@ class Hearing:
     def _judge(self, call: Call, sources: frozenset[str], facts: AnswerFacts) -> None:
         judged = self._judged(facts)
         self._metrics.business(call.label, judged.kind)
-        self._told(call, sources, judged, technical=judged.technical)
+        # A success that is no SOAP message (REST, a file) says nothing against its source.
+        self._told(call, sources, judged, technical=judged.technical and judged.kind is not Kind.UNKNOWN)
 
     def _failed(self, call: Call, sources: frozenset[str], trouble: UpstreamError) -> None:
         judged = self._judged(Trouble(trouble.reason, trouble.bytes_written))

@@ -274,3 +274,19 @@ async def test_a_refusal_of_bulk_is_held_back_and_real_time_is_not(tmp_path: Pat
         started = loop.time()
         await run.ask(post("/bulk/x", envelope()))
         assert loop.time() - started >= 0.29
+
+
+async def test_successes_that_are_no_soap_message_interrupt_nothing_and_failures_do(tmp_path: Path) -> None:
+    answers = [OK] * 12 + [b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"] * 12
+
+    async def answer(writer: asyncio.StreamWriter, _request: bytes) -> None:
+        writer.write(answers.pop(0))
+
+    runs = "runs: {burst_faults: 5, burst_calls: 10}\n"
+    async with raw_server(answer) as server, gateway_over(tmp_path, server.url, extra=runs) as run:
+        async with asyncio.timeout(10):
+            await run.gateway.mass.is_open.wait()
+        for _ in range(12):
+            assert (await run.ask(post("/bulk/x", envelope()))).startswith(b"HTTP/1.1 200")
+        failed = [await run.ask(post("/bulk/x", envelope())) for _ in range(8)]
+    assert said(failed[-1])["reason"] == "cooling_down"
