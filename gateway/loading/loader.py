@@ -40,6 +40,8 @@ SAMPLES_SIZE = 4 << 20
 FEWEST_SAMPLES = 100
 FEW, FEW_SIZE = 50, 65_536
 """What is so little is encoded here: 10 ms, where a process takes half a second to start."""
+MOST_WORKERS = 4
+"""They make some 150,000 items a second; no store takes as many, and each has 40 MiB."""
 SHOWN = 100
 """Faults that are told; of the others only how many there are."""
 REMEMBERED = 1_000_000
@@ -250,7 +252,7 @@ class _Taking:
         self._goes_on = goes_on
         self._little = little
         self._keys = keys
-        self._workers = os.cpu_count() or 1
+        self._workers = min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) - 1))  # one is the gateway's
         self._processes: Processes | None = None
         self._under_way: deque[tuple[Portion, asyncio.Future[Encoded]]] = deque()
         self.stopped = False
