@@ -65,6 +65,7 @@ class Lane:
         self._workers: set[_Worker] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._wanted = 0
+        self._fills = False
         self.retiring = False
         self.calling = 0  #: calls in progress
 
@@ -74,7 +75,8 @@ class Lane:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                tasks.create_task(self.feed.fill())
+                self._fills = True
+                tasks.create_task(self._fill())
                 self.resize(workers)
         except* Exception as group:  # noqa: BLE001  # a defect ends this lane; the executor logs it, and others go on
             defect = group
@@ -93,10 +95,21 @@ class Lane:
     def resize(self, workers: int) -> None:
         """Work with so many from now on; those too many leave after the call they are at."""
         self._wanted = workers * SPARE
-        while self._tasks is not None and not self.retiring and len(self._workers) < self._wanted:
+        while self._takes_workers() and len(self._workers) < self._wanted:
+            assert self._tasks is not None
             worker = _Worker()
             self._workers.add(worker)
             worker.task = self._tasks.create_task(self._work(worker))
+
+    def _takes_workers(self) -> bool:
+        """Say whether somebody is still at it: the group of a lane whose last task has ended takes no other."""
+        return self._tasks is not None and not self.retiring and (self._fills or bool(self._workers))
+
+    async def _fill(self) -> None:
+        try:
+            await self.feed.fill()
+        finally:
+            self._fills = False
 
     def retire(self) -> None:
         """Begin no further call. `run` returns when those in progress have ended."""

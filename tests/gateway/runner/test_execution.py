@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -217,3 +218,23 @@ async def test_an_unclassified_item_takes_a_slot_wherever_it_may_lead(tmp_path: 
         await until(mass, record, RunState.COMPLETED)
         peaks = {name: pool.peak for name, pool in run.gateway.slots.statistics().pools.items()}
     assert set(peaks.values()) == {2}
+
+
+async def test_a_lane_that_is_leaving_takes_no_more_workers(tmp_path: Path) -> None:
+    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url, extra=FAST) as run:
+        mass = await opened(run)
+        runs = [await submit(mass, 5) for _ in range(20)]
+        over, dice = False, Random(1)
+
+        async def resizes() -> None:  # as the executor may, at any moment
+            while not over:
+                for lane in mass.runner._executor.lanes.values():
+                    lane.resize(lane.workers)
+                for _ in range(dice.randrange(1, 8)):
+                    await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(resizes())
+            for one in runs:
+                assert (await until(mass, one, RunState.COMPLETED)).counts.done == 5
+            over = True
