@@ -2,7 +2,7 @@
 while things go wrong, and the books of the database.
 
 The design's times are for people (L = 76 s); here L is 3.7 s: T = 2 s, R and margin as in `SHORT`. Sources take 1.2 s
-for one call in forty, longer than the gateway waits and shorter than T.
+for one call in sixty, longer than the gateway waits and shorter than T.
 """
 
 import asyncio
@@ -47,9 +47,11 @@ SHORT = ("0.5", "0.2")
 """R and margin, seconds."""
 LEASE_S = 3.7
 """L."""
-SLOW = Rule(every=40, traffic="unknown", latency=Latency(1.2, 1.2))
+SLOW = Rule(every=60, traffic="unknown", latency=Latency(1.2, 1.2))
 ATTEMPTS = 5
 """Calls for one item at the most, as configured."""
+LIVE = ("HealthCareInsuranceService/v1", "consultRequest")
+"""What real-time asks: something that no run asks."""
 AWAY = (aiohttp.ClientError, OSError, asyncio.IncompleteReadError, TimeoutError, EOFError)
 """What a caller sees of a gateway that is being killed or frozen."""
 
@@ -157,8 +159,13 @@ class World:
     apis: dict[str, Api] = field(default_factory=dict)
     unwell: set[str] = field(default_factory=set)  #: names of gateways that cannot be expected to answer
 
-    async def add(self, name: str, *, bulk: str = "") -> Shared:
-        """Start another gateway; `bulk`: entries of that section besides the usual ones."""
+    async def add(self, *names: str, bulk: str = "") -> Sequence[Shared]:
+        """Start more gateways; `bulk`: entries of that section besides the usual ones."""
+        started = await asyncio.gather(*(self._start(name, bulk) for name in names))
+        self.gateways += started
+        return started
+
+    async def _start(self, name: str, bulk: str) -> Shared:
         folder = self.folder / name
         folder.mkdir()
         (folder / "url").write_text(self.tapped_url)
@@ -170,8 +177,18 @@ class World:
         made = configured(folder, self.source.url, cool_down=1.0, extra=extra)
         gateway = Shared(made.folder, made.clock)
         self.apis[name] = await self.stack.enter_async_context(at_work(gateway))
-        self.gateways.append(gateway)
         return gateway
+
+    @property
+    def bulk_calls(self) -> int:
+        """Return how many bulk calls the source has seen."""
+        calls = self.source.stand_in.counts.calls
+        return calls.total() - calls[LIVE[0].partition("/")[0]]
+
+    def bulk_since(self, moment: float) -> list[float]:
+        """Return when bulk calls came, since a moment of the event loop's clock."""
+        name = LIVE[0].encode()
+        return [one.at for one in self.source.stand_in.received if one.at > moment and name not in one.body]
 
     def well(self) -> list[Shared]:
         """Return the gateways that may be expected to answer."""
@@ -234,15 +251,22 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, server: EmbeddedServer, *names: str, latency: float = 0.03) -> AsyncIterator[World]:
-    """Run gateways with these names on a database of their own; in the end look at the caps and at the database's
-    books."""
-    async with fresh_database(server.url) as url, tapped(url) as (tap, tapped_url):
+async def world(
+    folder: Path, server: EmbeddedServer, *names: str, url: str = "", latency: float = 0.02
+) -> AsyncIterator[World]:
+    """Run gateways with these names; in the end look at the caps and at the database's books.
+
+    Args:
+        url: of a database that such a world has left: its slots are free at once, where those of a new one count as
+            taken for L. Left out: one of its own.
+    """
+    async with AsyncExitStack() as outer:
+        url = url or await outer.enter_async_context(fresh_database(server.url))
+        tap, tapped_url = await outer.enter_async_context(tapped(url))
         async with source_at_work(latency) as source, AsyncExitStack() as stack:
             source.does(SLOW, latency=latency)
             made = World(folder, source, server, url, tap, tapped_url, stack)
-            for name in names:
-                await made.add(name)
+            await made.add(*names)
             yield made
         await check_postgres(url)
 
@@ -256,7 +280,7 @@ class Load:
     A submission goes on until it is acknowledged, with the same idempotency key: that is what a careful client does.
     """
 
-    SIZE: Mapping[Service, int] = {CONSULT: 200, EMPLOYERS: 40, DECISION: 40}
+    SIZE: Mapping[Service, int] = {CONSULT: 100, EMPLOYERS: 20, DECISION: 20}
 
     def __init__(self, where: World, *, at_once: int = 2, seed: int = 1, size: Mapping[Service, int] = SIZE) -> None:
         self._world = where
@@ -355,7 +379,7 @@ class Load:
                 if gateway.process is None or gateway.process.returncode is not None:
                     continue
                 try:
-                    answer = await gateway.real_time("live")
+                    answer = await gateway.real_time("live", LIVE)
                 except AWAY:
                     assert gateway.folder.name in self._world.unwell, "real-time was not answered"
                     continue
