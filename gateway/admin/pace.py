@@ -1,24 +1,28 @@
 """How fast runs go, and when they end: samples of their counts, taken every few seconds while they run.
 
 Rules that always hold: a pace is told only from two samples or more, of the same stretch of running, so that a closed
-window or a pause does not count as slowness; at most 50 runs are sampled; a store that is down costs a sample.
+window or a pause does not count as slowness; at most 50 runs are sampled; a store that is down costs a sample. Of a
+run that has not run yet an end is told too, on an assumption, and it is said that it is one.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from gateway.records import RunRecord
+from gateway.records import LaneWork, RunRecord
 from gateway.store.interface import Store
-from policies.model import Clock, RunState, StoreDownError
+from policies.model import UNCLASSIFIED, Clock, RunState, StoreDownError
 from policies.planning import ends_at
+from policies.pools import Layout
 from policies.windows import Calendar
 
 EVERY_S = 5.0
 MOST_RUNS = 50
 KEPT = 25
 """Samples of a run: the last two minutes."""
+ASSUMED_CALL_S = 1.0
+"""What a call takes, until a run's own pace is known: services of the BCSS answer within a second or two."""
 
 
 class Paces:
@@ -66,11 +70,27 @@ class Paces:
             return None
         return max(0, run.counts.settled - before) / elapsed
 
-    def ends_at(self, run: RunRecord, rate: float | None, calendar: Calendar, now: datetime) -> datetime | None:
-        """Return when a run is expected to end; None: it is not known."""
-        if run.state not in (RunState.READY, RunState.RUNNING) or run.waiting <= 0:
+    def known(self, run: RunRecord) -> float | None:
+        """Return the pace that a run has, or had when it last ran; None: it has not run yet."""
+        return self.rate(run, self._clock.boot()) or self._last.get(run.id)
+
+    def ends_at(self, run: RunRecord, pace: float | None, calendar: Calendar, now: datetime) -> datetime | None:
+        """Return when a run is expected to end at a pace; None: it is not known."""
+        if run.state not in (RunState.READY, RunState.RUNNING) or run.waiting <= 0 or not pace:
             return None
-        rate = rate or self._last.get(run.id)
-        if rate is None:
-            return None
-        return ends_at(calendar, now, run.waiting, rate)
+        return ends_at(calendar, now, run.waiting, pace)
+
+
+def assumed(run: RunRecord, lanes: Sequence[tuple[LaneWork, int]], layout: Layout) -> float | None:
+    """Return the pace of a run that is alone, all slots being used and each call taking `ASSUMED_CALL_S`; None: nothing
+    is left of it, or it may not go on."""
+    left: Counter[str] = Counter()
+    for lane, _ in lanes:
+        known = frozenset(source for source in lane.key.sources if source in layout)
+        for pool in layout.needs(known or frozenset({UNCLASSIFIED})):
+            left[pool] += lane.unclaimed + lane.due
+    times = [(number, layout.pools[pool].slots) for pool, number in left.items() if number]
+    if any(not slots for _, slots in times):
+        return None
+    longest_s = max((number * ASSUMED_CALL_S / slots for number, slots in times), default=0.0)
+    return run.waiting / longest_s if longest_s else None

@@ -17,13 +17,13 @@ from aiohttp import web
 from gateway.admin.desk import Desk
 from gateway.admin.intake import submission_of
 from gateway.admin.operations import Call, answered
-from gateway.admin.pace import Paces
+from gateway.admin.pace import Paces, assumed
 from gateway.admin.problems import ProblemError
 from gateway.admin.schema import instant
 from gateway.admin.shapes import MEDIA_TYPES, shown_instant, shown_lanes, shown_run
 from gateway.loading import Submission
 from gateway.log import nameable
-from gateway.records import NewRun, RunRecord
+from gateway.records import LaneWork, NewRun, RunRecord
 from gateway.sealing import RunKey
 from policies.model import RunKind, RunState
 
@@ -139,14 +139,20 @@ class Runs:
         """Answer a run, with its lanes, pace and expected end."""
         run = await find(call)
         lanes = await call.desk.store.lanes(run.id)
-        return answered({**self.whole(call.desk, run), "lanes": shown_lanes(lanes)})
+        return answered({**self.whole(call.desk, run, lanes), "lanes": shown_lanes(lanes)})
 
-    def whole(self, desk: Desk, run: RunRecord) -> dict[str, Any]:
+    def whole(self, desk: Desk, run: RunRecord, lanes: Sequence[tuple[LaneWork, int]]) -> dict[str, Any]:
         """Return a run with its pace."""
-        rate = self._paces.rate(run, desk.clock.boot())
-        ends_at = self._paces.ends_at(run, rate, desk.configuration().calendar, desk.clock.wall())
-        per_second = None if rate is None else round(rate, 3)
-        return {**shown_run(run), "perSecond": per_second, "endsAt": shown_instant(ends_at)}
+        configuration = desk.configuration()
+        rate, known = self._paces.rate(run, desk.clock.boot()), self._paces.known(run)
+        pace = known or assumed(run, lanes, configuration.layout)
+        ends_at = self._paces.ends_at(run, pace, configuration.calendar, desk.clock.wall())
+        return {
+            **shown_run(run),
+            "perSecond": None if rate is None else round(rate, 3),
+            "endsAt": shown_instant(ends_at),
+            "endIsAssumed": ends_at is not None and known is None,
+        }
 
 
 async def make(call: Call) -> web.Response:

@@ -222,6 +222,10 @@ RUN: Schema = {
             "properties": {name: {"type": "integer"} for name in ("waiting", "done", "rejected", "failed", "inDoubt")},
         },
         "endsAt": {**SHOWN_INSTANT, "description": "Expected, windows considered; null: not known."},
+        "endIsAssumed": {
+            "type": "boolean",
+            "description": "The run's pace is not known yet: `endsAt` assumes that a call takes a second.",
+        },
         "perSecond": {"type": ["number", "null"], "description": "Items settled a second, of late; null: not known."},
         "announcement": _STRING,
         **{

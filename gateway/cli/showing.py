@@ -67,7 +67,8 @@ def counted(run: Json) -> str:
 def line(run: Json) -> str:
     """Return a run as one line."""
     pace = f", {run['perSecond']:.1f}/s" if run.get("perSecond") else ""
-    end = f", ends about {moment(run['endsAt'])}" if run.get("endsAt") else ""
+    assuming = " if a call takes a second" if run.get("endIsAssumed") else ""
+    end = f", ends about {moment(run['endsAt'])}{assuming}" if run.get("endsAt") else ""
     why = f" ({run['reason']}, by {run['changedBy']})" if run["state"] in ("paused", "cancelled", "failed") else ""
     far = f" of {run['total']}, {share(run)}" if run["total"] else ""
     return f"{run['state']}{why}: {counted(run)}{far}{pace}{end}"

@@ -1,6 +1,7 @@
 """How fast runs go and when they end; what codes mean; downloads of what goes away."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from aiohttp import ClientPayloadError
 
 from gateway.admin import results
 from gateway.admin.meanings import meaning_of
-from gateway.admin.pace import Paces
+from gateway.admin.pace import Paces, assumed
 from gateway.config import load
-from gateway.records import Result, RunRecord, Settlement
+from gateway.records import LaneKey, LaneWork, Result, RunRecord, Settlement
 from policies.model import ItemState, Reason, RunState
+from policies.pools import Layout
 from tests.gateway.admin.conftest import Api
 from tests.gateway.admin.test_runs import made
 
@@ -65,9 +67,28 @@ async def test_a_pace_is_told_from_samples_and_the_end_from_the_pace(api: Api) -
     is_open[0] = False
     await paces.sample()
     assert paces.rate(run, clock.boot()) is None
-    assert paces.ends_at(run, None, calendar, clock.wall()) is not None
+    assert paces.known(run) == pytest.approx(rate, rel=0.1)
     paused = await api.store.change_state(run.id, RunState.PAUSED, author="anna", reason="x")
-    assert paces.ends_at(paused, None, calendar, clock.wall()) is None
+    assert paces.ends_at(paused, rate, calendar, clock.wall()) is None
+
+
+async def test_a_run_that_has_not_run_yet_ends_as_if_a_call_took_a_second(api: Api) -> None:
+    run = await made(api)
+    await api.filled(run, [(f"k{number}", ItemState.WAITING, "") for number in range(80)])
+    record = await api.store.run(run.public_id)
+    assert record is not None
+    layout = api.desk.configuration().layout
+    key = LaneKey("/", ("bcss",), True, "")
+    lanes = [(LaneWork(1, 1, "", key, 5, 50, 10, 0), 80), (LaneWork(2, 1, "", key, 5, 20, 0, 0), 80)]
+    assert assumed(record, lanes, layout) == 4.0  # 80 left, 4 slots of one pool for both lanes
+    unknown = [(LaneWork(1, 1, "", LaneKey("/", (), True, ""), 5, 80, 0, 0), 80)]
+    assert assumed(record, unknown, layout) == 2.0
+    assert assumed(record, [], layout) is None
+    stopped = Layout([replace(pool, slots=0) for pool in layout.pools.values()])
+    assert assumed(record, lanes, stopped) is None
+    async with api.client() as asking, asking.get(f"/api/v1/runs/{run.public_id}") as answer:
+        shown = await answer.json()
+    assert shown["endsAt"] is None or shown["endIsAssumed"]
 
 
 async def test_a_store_that_is_gone_costs_a_sample(api: Api) -> None:
