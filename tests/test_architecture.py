@@ -37,7 +37,7 @@ HOMES = {
     "cryptography": {"gateway/certificates.py", "gateway/sealing.py"},
     "holidays": {"gateway/config"},
     "httptools": {"gateway/upstream", "gateway/inbound"},
-    "lxml": {"gateway/simulator", "gateway/soap/outcome.py", "gateway/cli/demo.py"},
+    "lxml": {"gateway/simulator", "gateway/soap/outcome.py", "gateway/cli/demo/calls.py"},
     "prometheus_client": {"gateway/metrics.py", "gateway/app.py"},
     "pydantic": {"gateway/config"},
     "pydantic_core": {"gateway/config"},
