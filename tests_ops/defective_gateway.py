@@ -9,7 +9,7 @@ from gateway.cli import main
 from gateway.slots import Slots
 
 
-async def _let_in(*_: object) -> None:
+async def _let_in(*_: object, **__: object) -> None:
     """Stand in for `Slots._admit`."""
 
 

@@ -192,7 +192,7 @@ def test_no_page_is_left_over_from_an_alert_that_is_gone() -> None:
 def test_dashboard_is_whole() -> None:
     dashboard = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
     rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
-    assert rows == ["Are we legal?", "Queues", "Real-time", "Refusals", "Health"]
+    assert rows == ["Are we legal?", "Queues", "Runs", "Real-time", "Refusals", "Health"]
     assert dashboard["templating"]["list"][0]["type"] == "datasource"
     numbers = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(numbers)) == len(numbers)

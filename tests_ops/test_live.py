@@ -7,14 +7,31 @@ import json
 import math
 import signal
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 import yaml
 
-from tests_ops.world import DEFECTIVE, NOW, OBSERVE, OPEN, PATH, ROOT, RULES, World, certificate, eventually, free_port
+from tests.gateway.store.postgres_server import embedded_server
+from tests_ops.world import (
+    DEFECTIVE,
+    NOW,
+    OBSERVE,
+    OPEN,
+    PATH,
+    ROOT,
+    RULES,
+    SOON,
+    World,
+    certificate,
+    eventually,
+    free_port,
+)
 
+KEY = b64encode(bytes(32)).decode()
+"""For tests: no secret."""
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
 QUESTIONS = {
     f"{panel['title']} {target['refId']}": target["expr"]
@@ -28,7 +45,7 @@ ALERTS = sorted(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The stand-in, four gateways, a page with a window that stands still, one target that is gone, and Prometheus."""
+    """Two stand-ins, gateways, a page with a window that stands still, one target that is gone, and Prometheus."""
     with ExitStack() as stack:
         world = World(tmp_path_factory.mktemp("world"), stack)
         world.start_stand_in()
@@ -47,6 +64,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         world.gateway("defective", DEFECTIVE, windows=OPEN)
         world.gateway("reloading")
+        # Whose stand-in has trouble of a kind for each of some services.
+        faulty = world.start_stand_in(
+            "20ms",
+            "service=Dolsis2011Service business=MSG00013",
+            "service=ECarmedService reset",
+            "service=UnemploymentDataService status=503",
+            "service=SelfEmployedService latency=1s",
+        )
+        trouble = {"b2b": {"url": f"http://127.0.0.1:{faulty}", "call_timeout": "2s", "hold": "1s"}}
+        world.gateway("running", windows=SOON, upstreams=trouble, runs={"cool_down": "1s", "ramp_step": "10ms"})
+        # Two gateways on one database that do not agree.
+        world.database = stack.enter_context(embedded_server())
+        store = {"url": world.secret("store-url", world.database.url), "key": world.secret("key", KEY)}
+        for name, bulk in (("first", {}), ("second", {"pools": {"base": {"slots": 3}}})):
+            shared = world.gateway(name, windows=OPEN, bulk=bulk, store=store)
+            eventually(f"{name} has opened its store", lambda one=shared: one.shows("bcss_gateway_store_up 1.0"))
         world.gone = f"127.0.0.1:{free_port()}"
         world.targets.append(world.gone)
         world.stuck = world.page(f"bcss_gateway_window_next_change_timestamp_seconds {time.time() - 3600}\n")
@@ -137,6 +170,67 @@ def event_loop_lag(world: World) -> None:
     world.fires("BcssGatewayEventLoopLag", instance=gateway.instance)
 
 
+def store_down(world: World) -> None:
+    assert not world.firing(alertname="BcssGatewayStoreDown")
+    world.database.kill()
+    for name in ("first", "second"):
+        world.fires("BcssGatewayStoreDown", instance=world.gateways[name].instance)
+    assert world.gateways["first"].post() == 200
+    world.database.start()
+    eventually("it is over", lambda: not world.firing(alertname="BcssGatewayStoreDown"), 60)
+
+
+def layout_conflict(world: World) -> None:
+    world.fires("BcssGatewayLayoutConflict", instance=world.gateways["second"].instance)
+    assert not world.firing(alertname="BcssGatewayLayoutConflict", instance=world.gateways["first"].instance)
+
+
+def run_paused(world: World) -> None:
+    gateway = world.gateways["running"]
+    run = gateway.submit("Dolsis2011Service/v1", "findEmployersByWorkerRequest", 50)
+    world.fires("BcssGatewayRunPaused", instance=gateway.instance)
+    assert "MSG00013" in gateway.runs("runs", "show", run)
+    gateway.runs("runs", "cancel", run, "--reason", "seen")
+    eventually("it is over", lambda: not world.firing(alertname="BcssGatewayRunPaused"))
+
+
+def items_in_doubt(world: World) -> None:
+    gateway = world.gateways["running"]
+    run = gateway.submit("ECarmedService/v1", "openCarmedRequest", 2)
+    world.fires("BcssGatewayItemsInDoubt", instance=gateway.instance)
+    eventually("both are in doubt", lambda: "2 in doubt" in gateway.runs("runs", "show", run))
+    assert not world.firing(alertname="BcssGatewayRunPaused")
+    gateway.runs("runs", "decide", run, "0", "accept", "--reason", "the source has it")
+    gateway.runs("runs", "decide", run, "1", "fail", "--reason", "the source has it not")
+    eventually("it is over", lambda: not world.firing(alertname="BcssGatewayItemsInDoubt"))
+    eventually("the run has ended", lambda: "completed" in gateway.runs("runs", "show", run))
+
+
+def interrupted(world: World) -> None:
+    gateway = world.gateways["running"]
+    run = gateway.submit("UnemploymentDataService/v3", "consultRightsRequest", 50)
+    world.fires("BcssGatewayInterrupted", instance=gateway.instance, source="onem")
+    assert not world.firing(alertname="BcssGatewayInterrupted", source="inasti")
+    gateway.runs("runs", "cancel", run, "--reason", "seen")
+    eventually("it is over", lambda: not world.firing(alertname="BcssGatewayInterrupted"))
+
+
+def run_stalled(world: World) -> None:
+    gateway = world.gateways["running"]
+    gateway.runs("hold", "add", "cin", "--reason", "to see")
+    run = gateway.submit("HealthCareInsuranceService/v1", "consultMAFRequest", 5)
+    world.fires("BcssGatewayRunStalled", instance=gateway.instance, run=run)
+    gateway.runs("hold", "remove", "cin")
+    eventually("the run has ended", lambda: "completed" in gateway.runs("runs", "show", run))
+    eventually("it is over", lambda: not world.firing(alertname="BcssGatewayRunStalled", run=run))
+
+
+def run_late(world: World) -> None:
+    gateway = world.gateways["running"]
+    run = gateway.submit("SelfEmployedService/v2", "consultCareerRequest", 20_000)
+    world.fires("BcssGatewayRunLate", instance=gateway.instance, run=run)
+
+
 PROVOKED: dict[str, Callable[[World], None]] = {
     "BcssGatewayCapViolated": cap_violated,
     "BcssGatewayBulkInOfficeHours": bulk_in_office_hours,
@@ -149,6 +243,13 @@ PROVOKED: dict[str, Callable[[World], None]] = {
     "BcssGatewayReloadFailed": reload_failed,
     "BcssGatewayCertificateExpires": certificate_expires,
     "BcssGatewayEventLoopLag": event_loop_lag,
+    "BcssGatewayStoreDown": store_down,
+    "BcssGatewayLayoutConflict": layout_conflict,
+    "BcssGatewayRunPaused": run_paused,
+    "BcssGatewayItemsInDoubt": items_in_doubt,
+    "BcssGatewayInterrupted": interrupted,
+    "BcssGatewayRunStalled": run_stalled,
+    "BcssGatewayRunLate": run_late,
 }
 
 
@@ -159,6 +260,7 @@ def test_nothing_fires_before_it_is_provoked(world: World) -> None:
         ("BcssGatewayDown", world.gone),
         ("BcssGatewayWindowState", world.stuck),
         ("BcssGatewayCertificateExpires", world.gateways["observing"].instance),
+        ("BcssGatewayLayoutConflict", world.gateways["second"].instance),
     }
 
 
@@ -169,11 +271,12 @@ def test_alert_fires_when_it_is_provoked(world: World, alert: str) -> None:
 
 @pytest.fixture(scope="module")
 def traffic(world: World) -> World:
-    """Calls of both classes, so that every panel has something to show."""
+    """Calls of both classes and a run, so that every panel has something to show."""
     for gateway in (world.gateways["observing"], world.gateways["enforcing"]):
         for _ in range(3):
             gateway.post()
             gateway.post(bulk=True)
+    world.gateways["running"].submit("SelfEmployedService/v2", "consultCareerRequest", 1000)
     return world
 
 

@@ -25,6 +25,8 @@ from zoneinfo import ZoneInfo
 import trustme
 import yaml
 
+from tests.gateway.store.postgres_server import EmbeddedServer
+
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "deploy/prometheus/rules.yaml"
 BIN = Path(sys.executable).parent
@@ -42,6 +44,11 @@ OPEN = {
             "reason": "the tests run at any hour, against a stand-in",
         }
     ]
+}
+SOON = {
+    # Closed until the day after tomorrow, but for 40 minutes: a long run does not end in them.
+    "closed_dates": [NOW.date() + timedelta(days=day) for day in (0, 1)],
+    "exceptions": [{**OPEN["exceptions"][0], "to": (NOW + timedelta(minutes=40)).isoformat(timespec="seconds")}],
 }
 OBSERVE = {"owner": "tests", "until": NOW.date() + timedelta(days=30)}
 
@@ -110,6 +117,10 @@ class Gateway:
         """Return the label that Prometheus gives it."""
         return f"127.0.0.1:{self.telemetry}"
 
+    def shows(self, line: str) -> bool:
+        """Say whether its metrics have this line."""
+        return line in get(f"http://{self.instance}/metrics").decode().splitlines()
+
     def post(self, body: bytes = CALL, *, path: str = PATH, bulk: bool = False) -> int:
         """Make a call and return its status."""
         headers = {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'}
@@ -123,6 +134,25 @@ class Gateway:
                 refused.read()
             status = refused.code
         return status
+
+    def runs(self, *arguments: str) -> str:
+        """Run a command on this gateway's runs (`runs ...`, `hold ...`); return what it says."""
+        done = subprocess.run(
+            [*GATEWAY, *arguments, "--config", str(self.config)], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def submit(self, service: str, operation: str, items: int) -> str:
+        """Submit a run of equal items that ask a service; return its id."""
+        name = service.partition("/")[0]
+        body = (
+            '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>'
+            f'<q:{operation} xmlns:q="http://kszbcss.fgov.be/intf/{service}"/></s:Body></s:Envelope>'
+        )
+        file = self.config.parent / f"{name}.ndjson"
+        file.write_text(f"{json.dumps({'body': body})}\n" * items)
+        return self.runs("runs", "submit", str(file), "--path", f"/{service}", "--name", name)
 
     def post_together(self, calls: int, *, bulk: bool) -> list[int]:
         """Make calls at the same time and return their statuses."""
@@ -140,14 +170,19 @@ class World:
     prometheus: int = 0
     gone: str = ""  #: a target that does not answer
     stuck: str = ""  #: a target whose window does not follow its calendar
+    database: EmbeddedServer = field(init=False)
     gateways: dict[str, Gateway] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
 
-    def start_stand_in(self) -> None:
-        """Start the stand-in, slow enough that calls made together are in progress together."""
-        self.stand_in = free_port()
-        arguments = [*GATEWAY, "simulate", "--port", str(self.stand_in), "--latency", "300ms"]
-        self.stack.enter_context(started(arguments, self.stand_in, self.folder / "stand-in.log"))
+    def start_stand_in(self, latency: str = "300ms", *faults: str) -> int:
+        """Start a stand-in, slow enough that calls made together are in progress together; return its port."""
+        port = free_port()
+        arguments = [*GATEWAY, "simulate", "--port", str(port), "--latency", latency]
+        for fault in faults:
+            arguments += ["--fault", fault]
+        self.stack.enter_context(started(arguments, port, self.folder / f"stand-in-{port}.log"))
+        self.stand_in = self.stand_in or port
+        return port
 
     def gateway(self, name: str, program: list[str] = GATEWAY, **more: Any) -> Gateway:
         """Start a gateway in front of the stand-in, with `more` in its configuration."""
@@ -157,6 +192,7 @@ class World:
         settings: dict[str, Any] = {
             "listeners": [{"address": "127.0.0.1", "port": port}, *more.pop("listeners", [])],
             "telemetry": {"address": "127.0.0.1", "port": telemetry},
+            "administration": {"port": 0},
             "upstreams": {
                 "b2b": {"url": f"http://127.0.0.1:{self.stand_in}", "call_timeout": "2s", "hold": "1s"},
                 **more.pop("upstreams", {}),
@@ -171,6 +207,13 @@ class World:
         self.gateways[name] = Gateway(process, config, port, telemetry)
         self.targets.append(f"127.0.0.1:{telemetry}")
         return self.gateways[name]
+
+    def secret(self, name: str, text: str) -> dict[str, str]:
+        """Put a secret into a file; return what stands in a configuration for it."""
+        file = self.folder / name
+        file.touch(0o600)
+        file.write_text(text)
+        return {"file": str(file)}
 
     def page(self, text: str) -> str:
         """Serve a page of metrics; return its label."""
