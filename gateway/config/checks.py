@@ -8,6 +8,7 @@ Rules that always hold, once these checks have passed:
 - Nothing unverified (Basic user, User-Agent) can make a call real-time.
 - A cap above the recommendation has a written reason; a leave to run in closed hours has an end.
 - A certificate fits its key, and TLS settings stand where TLS is spoken.
+- Caps are shared in one way, and who changes something by a token has a name of their own.
 
 Never changes a setting, and never connects to anything.
 """
@@ -111,6 +112,10 @@ def _listeners(found: Found) -> Iterator[Fault]:
         yield from _listener_tls(found, index, listener)
     if any(_collide((telemetry.address, telemetry.port), other) for other in taken):
         yield found.fault(("telemetry",), f"port {telemetry.port} is taken by a listener", "Give each its own port.")
+    own = found.settings.administration
+    if any(_collide((own.address, own.port), other) for other in (*taken, (telemetry.address, telemetry.port))):
+        what = f"port {own.port} is taken by a listener, or by telemetry"
+        yield found.fault(("administration",), what, "Give each its own port: `administration: {port: ...}`.")
 
 
 def _collide(one: tuple[str, int], other: tuple[str, int]) -> bool:
@@ -171,6 +176,21 @@ def _bulk(found: Found) -> Iterator[Fault]:
         yield found.fault(("bulk", key), "`margin_min` is above `margin_max`", "Exchange or change them.")
 
 
+def _store(found: Found) -> Iterator[Fault]:
+    if found.has("store", "url") and found.has("bulk", "share"):
+        remedy = "Take `share` out: gateways on one `store.url` share each cap by themselves, slot by slot."
+        yield found.fault(("bulk", "share"), "does not go with `store.url`", remedy)
+
+
+def _administration(found: Found) -> Iterator[Fault]:
+    taken = set[str]()
+    for index, token in enumerate(found.settings.administration.tokens):
+        if token.name in taken:
+            what = f'there is a token of "{token.name}" already'
+            yield found.fault(("administration", "tokens", index, "name"), what, "Name each by who has it.")
+        taken.add(token.name)
+
+
 def _windows(found: Found) -> Iterator[Fault]:
     windows = found.settings.windows
     for day in sorted(set(windows.open_dates) & set(windows.closed_dates)):
@@ -204,6 +224,8 @@ _CHECKS: tuple[Callable[[Found], Iterator[Fault]], ...] = (
     _listeners,
     _clients,
     _bulk,
+    _store,
+    _administration,
     _windows,
     _data_dir,
 )

@@ -1,7 +1,8 @@
 """What a configuration means, for the person who answers for it; and what may be written, for an editor.
 
 `describe` is what `bcss-gateway check` prints: is bulk open and until when, which pool has how many slots for whom,
-where calls go, who is taken for what, how long things may take, how far the catalogue is to be trusted, and warnings.
+where calls go, who is taken for what, how long things may take, where runs are kept and who may steer them, how far the
+catalogue is to be trusted, and warnings.
 `schema` is the JSON Schema of the YAML.
 
 Rules that always hold: the text says what follows from the settings, not what was typed; no secret is in it; the same
@@ -17,7 +18,7 @@ from typing import Any
 
 from gateway.config.endpoints import Client, Listener, UpstreamSettings
 from gateway.config.load import Configuration
-from gateway.config.notices import environment_of
+from gateway.config.notices import environment_of, store_place
 from gateway.config.settings import Settings
 from gateway.config.values import duration_text, size_text
 from policies.model import TrafficClass
@@ -38,6 +39,7 @@ def describe(configuration: Configuration, now: datetime) -> str:
         ("Routes", _routes(configuration)),
         ("Classes", _classes(configuration.settings)),
         ("Times", _times(configuration.settings)),
+        ("Runs", _runs(configuration.settings)),
         ("Catalogue", _catalogue(configuration)),
         ("Warnings", configuration.warnings or ("none",)),
     )
@@ -64,6 +66,8 @@ def _windows(configuration: Configuration, now: datetime) -> Iterator[str]:
             f"Bulk in closed hours waits for an opening that is at most {duration_text(bulk.park_time)} away "
             f"({bulk.park_length:,} calls at most); otherwise it is refused with the time of the next opening."
         )
+    elif bulk.closed == "queue":
+        yield "Bulk in closed hours is stored, answered with 202, and sent when the window opens; its answer is kept."
     else:
         yield "Bulk in closed hours is refused, with the time of the next opening."
     least, most = duration_text(bulk.margin_min), duration_text(bulk.margin_max)
@@ -151,6 +155,55 @@ def _times(settings: Settings) -> Iterator[str]:
     total = duration_text(settings.hold_total)
     yield f"T = {total}: a source may be busy with a call for so long and holds its slot; an unclean start waits T."
     yield f"On stop, calls in flight have {duration_text(settings.drain_time)} to end."
+
+
+def _runs(settings: Settings) -> Iterator[str]:
+    yield from _kept(settings)
+    yield from _steered(settings)
+    runs = settings.runs
+    yield (
+        f"An item is called {runs.max_attempts} times at the most, with pauses of {duration_text(runs.retry_first)} to "
+        f"{duration_text(runs.retry_longest)}; what may have been done and is not declared to read is never repeated."
+    )
+    yield (
+        f"A source is interrupted by {runs.burst_faults} faults in {duration_text(runs.burst_time)} that are half of "
+        f"its last {runs.burst_calls} calls; it cools down for {duration_text(runs.cool_down)}, then gets one slot, "
+        f"and one more each {duration_text(runs.ramp_step)}."
+    )
+    yield (
+        f"A run is paused for a person when over {100 * runs.reject_ratio:.3g} % of at least {runs.reject_minimum:,} "
+        "settled items were rejected or failed."
+    )
+    yield "No announcement is checked yet: tell the BCSS of a run a week before, yourself."
+
+
+def _kept(settings: Settings) -> Iterator[str]:
+    store, directory = settings.store, settings.data_dir
+    retention = f"ended runs are purged after {duration_text(settings.runs.retention)}"
+    if store.url is None:
+        yield f"Kept in {directory}/store.sqlite, for this gateway alone; {retention}."
+    else:
+        place = store_place(store.url.get_secret_value())
+        yield f"Kept in PostgreSQL, {place.host}/{place.database}, for all gateways on it; {retention}."
+        yield "Slots are kept there too: while it does not answer, no bulk starts; real-time does not need it."
+    if store.key is None:
+        yield (
+            f"Their key is {directory}/store.key, made at the first start. It lies beside what it protects: move it, "
+            "and name it as `store: {key: {file: ...}}`. Keep a copy: without it no stored item can be read."
+        )
+    else:
+        yield "Their key is the one that the configuration names. Keep a copy: without it no stored item can be read."
+
+
+def _steered(settings: Settings) -> Iterator[str]:
+    own = settings.administration
+    yield f"Steered through {settings.data_dir}/admin.sock, by whoever may be the gateway's user on this host."
+    host = f"[{own.address}]" if ":" in own.address else own.address
+    if own.tokens:
+        names = ", ".join(f"{token.name} ({token.role})" for token in own.tokens)
+        yield f"And over http://{host}:{own.port}/api/v1, by who has a token: {names}."
+    else:
+        yield f"Over http://{host}:{own.port}/api/v1 by nobody: there are no tokens (`bcss-gateway token` makes one)."
 
 
 def _upstream_times(upstream: UpstreamSettings) -> str:

@@ -10,8 +10,10 @@ Never looks at the network: a host's environment is told by its name.
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_address
+from urllib.parse import parse_qsl, urlsplit
 
 from gateway.config.endpoints import UpstreamSettings
 from gateway.config.settings import Settings
@@ -32,6 +34,7 @@ def warnings(settings: Settings, layout: Layout, calendar: Calendar, now: dateti
         *_never_granted(settings, layout),
         *_environments(settings),
         *_clear_text(settings),
+        *_runs(settings),
         *_times(settings),
     )
 
@@ -123,6 +126,58 @@ def _clear_text(settings: Settings) -> Iterator[str]:
             what = "no client certificate is required, and"
         if not asks:
             yield f"listeners[{index}]: {what} whoever reaches {listener.address} calls in your name."
+
+
+def _runs(settings: Settings) -> Iterator[str]:
+    if settings.store.url is not None:
+        place = store_place(settings.store.url.get_secret_value())
+        if not place.is_local and not place.is_verified:
+            yield (
+                f"store.url: TLS to {place.host} is not verified: whoever stands between can read and change the books "
+                "(not bodies). Add `?sslmode=verify-full`, and `&sslrootcert=FILE` for a CA of your own."
+            )
+        if settings.store.key is None:
+            yield (
+                "store.key: each gateway makes its own in `data_dir`, and cannot open what others stored. "
+                "Give all of them the same one."
+            )
+    own = settings.administration
+    if own.tokens and not is_loopback(own.address):
+        names = ", ".join(f"{token.name} ({token.role})" for token in own.tokens)
+        yield (
+            f"administration: plain HTTP on {own.address}: the tokens of {names}, and results, can be read on the way. "
+            "Keep it on 127.0.0.1, behind something that speaks TLS."
+        )
+    if settings.bulk.closed == "queue":
+        for name in sorted({route.upstream for route in settings.routes if route.upstream in settings.upstreams}):
+            if settings.upstreams[name].credentials is None:
+                yield (
+                    f"bulk.closed: queue: upstreams.{name} has no `credentials`, so a call that carries its own is "
+                    "refused in closed hours (not_storable)."
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlace:
+    """Where a PostgreSQL is, as far as may be shown."""
+
+    host: str
+    database: str
+    is_local: bool  #: this machine, or a Unix socket
+    is_verified: bool  #: by TLS
+
+
+def store_place(url: str) -> StorePlace:
+    """Return where an address leads. Nothing secret of it, whatever it holds."""
+    try:
+        parts = urlsplit(url)
+        host, query = parts.hostname or "", dict(parse_qsl(parts.query))
+    except ValueError:
+        return StorePlace("an address that cannot be read", "", is_local=False, is_verified=False)
+    host = host or query.get("host", "")
+    is_local = not host or host.startswith("/") or is_loopback(host)
+    is_verified = query.get("sslmode") in ("verify-ca", "verify-full")
+    return StorePlace(host or "a Unix socket", parts.path.strip("/"), is_local=is_local, is_verified=is_verified)
 
 
 def _times(settings: Settings) -> Iterator[str]:

@@ -28,14 +28,19 @@ catalogue: [own.yaml]
 """
 
 
-def test_the_least_configuration_is_told_in_seven_paragraphs(site: Site) -> None:
+def test_the_least_configuration_is_told_in_eight_paragraphs(site: Site) -> None:
     text = describe(site.load(LEAST), NOW)
     paragraphs = [line for line in text.splitlines()[1:] if line and not line.startswith(" ")]
-    assert paragraphs == ["Windows", "Pools", "Routes", "Classes", "Times", "Catalogue", "Warnings"]
+    assert paragraphs == ["Windows", "Pools", "Routes", "Classes", "Times", "Runs", "Catalogue", "Warnings"]
     assert text.splitlines()[0] == f"{site.directory}/config.yaml: mode enforce"
     assert "Tuesday 2026-11-24 06:00 CET: open; closes Tuesday 2026-11-24 08:00 CET." in text
     assert "/ -> http://127.0.0.1:1/ (bcss, environment not known)" in text
     assert "T = 1min" in text
+    assert f"Kept in {site.directory}/var/store.sqlite, for this gateway alone; ended runs are purged after" in text
+    assert f"Their key is {site.directory}/var/store.key, made at the first start." in text
+    assert "move it, and name it" in text
+    assert "Over http://127.0.0.1:8081/api/v1 by nobody: there are no tokens" in text
+    assert "No announcement is checked yet" in text
     assert text.endswith("Warnings\n  none")
 
 
@@ -93,3 +98,24 @@ def test_the_schema_describes_every_key_and_is_json() -> None:
         "drain_time"
     ]["anyOf"]
     assert described["$defs"]["Bulk"]["properties"]["closed"]["enum"] == ["refuse", "park", "queue"]
+
+
+def test_shared_runs_are_told_with_who_may_steer_them_and_without_a_secret(site: Site) -> None:
+    site.environ |= {"URL": "postgresql://user:hidden@db.example:5433/runs?sslmode=verify-full", "KEY": "hidden too"}
+    text = describe(
+        site.more(
+            "store: {url: {env: URL}, key: {env: KEY}}\nbulk: {closed: queue}\n"
+            f"administration: {{tokens: [{{name: anna, role: operator, sha256: {'0' * 64}}}]}}\n"
+        ),
+        NOW,
+    )
+    for said in (
+        "Kept in PostgreSQL, db.example/runs, for all gateways on it;",
+        "while it does not answer, no bulk starts",
+        "Their key is the one that the configuration names.",
+        "over http://127.0.0.1:8081/api/v1, by who has a token: anna (operator).",
+        "Bulk in closed hours is stored, answered with 202",
+    ):
+        assert said in text, said
+    assert "hidden" not in text
+    assert "0000" not in text

@@ -247,11 +247,19 @@ def test_duplicate_keys_do_not_hide_other_faults(site: Site) -> None:
             "windows: {exceptions: [{from: 2026-03-01T05:00}]}",
             "windows.exceptions[0].to: is missing. End, Brussels time",
         ),
+        ("listeners: [{port: 8081}]", "administration: port 8081 is taken by a listener, or by telemetry."),
+        ("administration: {port: 9464, address: 0.0.0.0}", "administration: port 9464 is taken by a listener, or by"),
+        (
+            f"administration: {{tokens: [{{name: a, sha256: {'0' * 64}}}, {{name: a, sha256: {'1' * 64}}}]}}",
+            'administration.tokens[1].name: there is a token of "a" already.',
+        ),
+        ("store: {url: {env: URL}}\nbulk: {share: {base: 1}}", "bulk.share: does not go with `store.url`."),
         ("data_dir: config.yaml", "data_dir: "),
         ("catalogue: [gone.yaml]", "catalogue[0]: there is no file"),
     ],
 )
 def test_each_fault_is_told_in_plain_words(text: str, fault: str, site: Site) -> None:
+    site.environ["URL"] = "postgresql:///x"
     assert fault in " ".join(site.faults(LEAST + text))
 
 
@@ -397,6 +405,11 @@ def test_secrets_are_read_and_never_shown(site: Site) -> None:
         ("bulk: {pools: {onss: {slots: 0}}}", "bulk.pools.onss.slots: 0 lets no bulk through"),
         ("bulk: {pools: {onss: {rate: 6/min}}}", "bulk.pools.onss.rate: less than one start in `queue_time`"),
         ("bulk: {share: {base: 2}}", "bulk.share: this gateway has no slot in "),
+        (
+            f"administration: {{address: 0.0.0.0, tokens: [{{name: a, role: operator, sha256: {'0' * 64}}}]}}",
+            "administration: plain HTTP on 0.0.0.0: the tokens of a (operator), and results,",
+        ),
+        ("bulk: {closed: queue}", "bulk.closed: queue: upstreams.bcss has no `credentials`, so a call that carries"),
         ("bulk: {closed: park, park_length: 12000}", "limits.connections: parked calls"),
         ("listeners: [{address: 0.0.0.0}]", "listeners[0]: plain HTTP for other machines"),
         (
@@ -415,6 +428,33 @@ def test_secrets_are_read_and_never_shown(site: Site) -> None:
 )
 def test_what_is_allowed_and_dangerous_is_warned_of(text: str, warning: str, site: Site) -> None:
     assert warning in "\n".join(site.more(text).warnings)
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("postgresql://u:hidden@db.example/runs", True),
+        ("postgresql://u:hidden@db.example/runs?sslmode=require", True),
+        ("postgresql://u:hidden@db.example:no/x:hidden", True),
+        ("postgresql://u:hid[den@x", True),
+        ("postgresql:///runs?host=db.example", True),
+        ("postgresql://u:hidden@db.example/runs?sslmode=verify-full", False),
+        ("postgresql://u:hidden@127.0.0.1/runs", False),
+        ("postgresql:///runs?host=/run/postgresql", False),
+        ("postgresql:///runs", False),
+    ],
+)
+def test_a_store_is_warned_of_when_others_can_stand_between(url: str, warned: bool, site: Site) -> None:
+    site.environ |= {"URL": url, "KEY": "0"}
+    warnings = site.more("store: {url: {env: URL}, key: {env: KEY}}").warnings
+    assert [warning.partition(" to ")[0] for warning in warnings] == (["store.url: TLS"] if warned else [])
+    assert "hid" not in "".join(warnings)
+
+
+def test_gateways_that_share_a_store_are_warned_of_keys_of_their_own(site: Site) -> None:
+    site.environ["URL"] = "postgresql:///runs"
+    (warning,) = site.more("store: {url: {env: URL}}").warnings
+    assert warning.startswith("store.key: each gateway makes its own")
 
 
 def test_upstreams_are_warned_of_when_they_mix_environments_are_unused_in_clear_or_held_too_briefly(site: Site) -> None:
