@@ -1,9 +1,11 @@
 # Two stages: what builds stays behind. The image runs as a user without rights, on a read-only root file system; only
-# /var/lib/bcss-gateway is written (which calls may still be running), so put a volume there that survives restarts.
+# /var/lib/bcss-gateway is written (which calls may still be running, and the runs), so put a volume there that survives
+# restarts.
 #
 #   docker build -t bcss-gateway .
 #   docker run --read-only -v bcss-state:/var/lib/bcss-gateway -v "$PWD/config.yaml:/etc/bcss-gateway/config.yaml:ro" \
 #     -p 8080:8080 -p 9464:9464 bcss-gateway
+#   docker exec CONTAINER bcss-gateway runs list
 
 FROM python:3.13-slim AS build
 WORKDIR /src

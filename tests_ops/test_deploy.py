@@ -1,6 +1,7 @@
 """What deploy/ promises: one gateway, an orderly stop, state that outlives it, no rights that it does not need."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -13,20 +14,22 @@ from tests_ops.world import BIN, GATEWAY, ROOT, RULES
 
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd/bcss-gateway.service"
+SHARED = "gateways-on-postgresql.yaml"
 STATE = "/var/lib/bcss-gateway"
 ALERTS = [rule for g in yaml.safe_load(RULES.read_text())["groups"] for rule in g["rules"] if "alert" in rule]
 
 
-def check(config: Path) -> str:
+def check(config: Path, **environ: str) -> str:
     """Run `bcss-gateway check` and return what it says."""
-    done = subprocess.run([*GATEWAY, "check", "--config", str(config)], capture_output=True, text=True, timeout=60)
+    command = [*GATEWAY, "check", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environ})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def objects() -> dict[str, Any]:
+def objects(file: str = "gateway.yaml") -> dict[str, Any]:
     """Return the Kubernetes objects by kind."""
-    found = list(yaml.safe_load_all((DEPLOY / "kubernetes/gateway.yaml").read_text()))
+    found = list(yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text()))
     assert len({item["kind"] for item in found}) == len(found)
     return {item["kind"]: item for item in found}
 
@@ -77,6 +80,37 @@ def test_stand_in_takes_the_options_that_compose_gives_it() -> None:
     assert all(option in said for option in command if option.startswith("--"))
 
 
+def test_compose_on_postgresql_runs_two_hardened_gateways_on_one_database_and_one_key() -> None:
+    one = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["gateway"]
+    variant = yaml.safe_load((DEPLOY / "compose.postgres.yaml").read_text())
+    services = variant["services"]
+    assert set(services) == {"gateway", "gateway-2", "postgresql"}
+    first, second = services["gateway"], services["gateway-2"]
+    assert first["environment"] == second["environment"]
+    assert set(first["environment"]) == {"BCSS_STORE_URL", "BCSS_STORE_KEY"}
+    mounted = "./compose.postgres.config.yaml:/etc/bcss-gateway/config.yaml:ro"
+    assert first["volumes"] == [mounted]
+    assert second["volumes"] == [f"gateway-2-state:{STATE}", mounted]
+    same = ("image", "user", "read_only", "cap_drop", "security_opt", "ulimits", "restart", "stop_grace_period")
+    assert {key: second[key] for key in same} == {key: one[key] for key in same}
+    ends = [port.rpartition(":")[2] for port in one["ports"]]
+    assert [port.rpartition(":")[2] for port in second["ports"]] == ends
+    assert not {*one["ports"]} & {*second["ports"]}
+    assert "ports" not in services["postgresql"]
+    assert set(variant["volumes"]) == {"gateway-2-state", "postgresql-data"}
+
+
+def test_compose_configuration_on_postgresql_is_sound_and_otherwise_the_same() -> None:
+    file = DEPLOY / "compose.postgres.config.yaml"
+    url = "postgresql://bcss:hidden@postgresql:5432/bcss"
+    said = check(file, BCSS_STORE_URL=url, BCSS_STORE_KEY="A" * 43 + "=")
+    assert "Kept in PostgreSQL, postgresql/bcss" in said
+    assert "hidden" not in said
+    config = yaml.safe_load(file.read_text())
+    assert config.pop("store") == {"url": {"env": "BCSS_STORE_URL"}, "key": {"env": "BCSS_STORE_KEY"}}
+    assert config == yaml.safe_load((DEPLOY / "compose.config.yaml").read_text())
+
+
 # Kubernetes.
 
 
@@ -95,16 +129,49 @@ def test_kubernetes_runs_one_gateway_and_never_two() -> None:
         assert warning in text
 
 
-def test_kubernetes_pod_stops_in_order_and_is_asked_the_right_questions() -> None:
-    pod = objects()["Deployment"]["spec"]["template"]["spec"]
+def test_kubernetes_on_postgresql_runs_two_and_changes_them_one_by_one() -> None:
+    found = objects(SHARED)
+    deployment = found["Deployment"]["spec"]
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert found["PodDisruptionBudget"]["spec"]["minAvailable"] == 1
+    assert "PersistentVolumeClaim" not in found
+    alone = objects()
+    assert {kind: found[kind] for kind in ("Service", "NetworkPolicy")} == {
+        kind: alone[kind] for kind in ("Service", "NetworkPolicy")
+    }
+
+
+def test_kubernetes_on_postgresql_finds_address_and_key_in_one_secret(tmp_path: Path) -> None:
+    found = objects(SHARED)
+    pod = found["Deployment"]["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert volumes["state"] == {"name": "state", "emptyDir": {}}
+    assert volumes["store"]["secret"]["secretName"] == "bcss-gateway-store"
+    text = found["ConfigMap"]["data"]["config.yaml"]
+    store = yaml.safe_load(text)["store"]
+    assert store == {key: {"file": f"{mounts['store']}/{key}"} for key in ("url", "key")}
+    (tmp_path / "url").write_text("postgresql://bcss:hidden@db.example/bcss?sslmode=verify-full")
+    (tmp_path / "key").write_text("A" * 43 + "=")
+    (tmp_path / "config.yaml").write_text(text.replace(mounts["store"], str(tmp_path)))
+    said = check(tmp_path / "config.yaml")
+    assert "Kept in PostgreSQL, db.example/bcss" in said
+    assert "store.url" not in said
+
+
+@pytest.mark.parametrize("file", ["gateway.yaml", SHARED])
+def test_kubernetes_pod_stops_in_order_and_is_asked_the_right_questions(file: str) -> None:
+    pod = objects(file)["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["terminationGracePeriodSeconds"] == 30
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": 9464}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 9464}
 
 
-def test_kubernetes_pod_has_no_rights_it_does_not_need() -> None:
-    pod = objects()["Deployment"]["spec"]["template"]["spec"]
+@pytest.mark.parametrize("file", ["gateway.yaml", SHARED])
+def test_kubernetes_pod_has_no_rights_it_does_not_need(file: str) -> None:
+    pod = objects(file)["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 10001)
     assert "--uid 10001" in (ROOT / "Dockerfile").read_text()
@@ -141,6 +208,15 @@ def test_kubernetes_service_leads_to_the_ports_of_the_configuration() -> None:
 
 
 # systemd.
+
+
+def test_systemd_unit_names_credentials_where_the_configuration_finds_them() -> None:
+    text = UNIT.read_text()
+    named = re.findall(r"^#LoadCredential=(\S+):/etc/bcss-gateway/(\S+)$", text, re.MULTILINE)
+    assert [one for one, _ in named] == ["client.key", "store.key", "store.url"]
+    for name, file in named:
+        assert name == file
+        assert f"/run/credentials/{UNIT.name}/{name}" in text
 
 
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
