@@ -111,6 +111,7 @@ class Gateway:
     config: Path
     port: int
     telemetry: int
+    program: list[str] = field(default_factory=lambda: GATEWAY)
 
     @property
     def instance(self) -> str:
@@ -138,7 +139,7 @@ class Gateway:
     def runs(self, *arguments: str) -> str:
         """Run a command on this gateway's runs (`runs ...`, `hold ...`); return what it says."""
         done = subprocess.run(
-            [*GATEWAY, *arguments, "--config", str(self.config)], capture_output=True, text=True, timeout=60
+            [*self.program, *arguments, "--config", str(self.config)], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
@@ -204,7 +205,7 @@ class World:
         config.write_text(yaml.safe_dump(settings))
         arguments = [*program, "serve", "--config", str(config)]
         process = self.stack.enter_context(started(arguments, telemetry, folder / "log"))
-        self.gateways[name] = Gateway(process, config, port, telemetry)
+        self.gateways[name] = Gateway(process, config, port, telemetry, program)
         self.targets.append(f"127.0.0.1:{telemetry}")
         return self.gateways[name]
 
