@@ -12,6 +12,7 @@ Pure, like the rules. Every statement must be answered, or reported `lost`, befo
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from policies.leases import (
     HEARSAY_S,
@@ -307,7 +308,7 @@ class Leases:
         for place, held in list(self._held.items()):
             row = self._rows.get(place)
             if row is None or (row.token, row.holder) != (held.row.token, held.holder):
-                del self._held[place]  # taken over: our own renewals must have failed for long
+                self._lose(place)  # taken over: our own renewals must have failed for long
         if self._agrees() or book.layout is None:
             self._other_since = None
         elif self._other_since is None:
@@ -329,8 +330,14 @@ class Leases:
                 self._held[place].row = self._rows[place] = again[place]
                 self._held[place].good_until = good_until(sent_at, self._times)
             else:
-                del self._held[place]
+                self._lose(place)
                 self._look = True
+
+    def _lose(self, place: Place) -> None:
+        if self._held[place].ticket is None:
+            del self._held[place]
+        else:  # kept in mind until the call is over, but good for nothing, unless a renewal says that it is ours
+            self._held[place].good_until = -inf
 
     def took(self, step: Take, rows: Iterable[SlotRow], sent_at: float) -> None:
         """Rows were taken; none: somebody was faster, or the layout is another one."""
