@@ -171,15 +171,7 @@ class Replica:
     async def start(self, *, store: bool = True) -> "Replica":
         """Start a process, and wait until it listens and has its store open."""
         before = len(self.lines())
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.e2e.replica", str(self.folder / "config.yaml")),
-                str(self.folder / "clock"),
-                *self.arguments(),
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
+        self.process = await self.spawned(self.log)
 
         def is_there() -> bool:
             fresh = self.lines()[before:]
@@ -192,6 +184,18 @@ class Replica:
 
         await until(is_there, 20, self.log)
         return self
+
+    async def spawned(self, log: Path) -> asyncio.subprocess.Process:
+        """Start a process, and wait for nothing; what it says goes to a file."""
+        with log.open("ab") as out:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.e2e.replica", str(self.folder / "config.yaml")),
+                str(self.folder / "clock"),
+                *self.arguments(),
+                cwd=ROOT,
+                stdout=out,
+                stderr=out,
+            )
 
     def arguments(self) -> tuple[str, ...]:
         """Return what the launcher is given besides configuration and clock."""
