@@ -163,13 +163,15 @@ def _runs(settings: Settings) -> Iterator[str]:
     runs = settings.runs
     yield (
         f"An item is called {runs.max_attempts} times at the most, with pauses of {duration_text(runs.retry_first)} to "
-        f"{duration_text(runs.retry_longest)}; what may have been done and is not declared to read is never repeated."
+        f"{duration_text(runs.retry_longest)};"
     )
+    yield "what may have been done, and is not declared to read, is never repeated."
     yield (
         f"A source is interrupted by {runs.burst_faults} faults in {duration_text(runs.burst_time)} that are half of "
-        f"its last {runs.burst_calls} calls; it cools down for {duration_text(runs.cool_down)}, then gets one slot, "
-        f"and one more each {duration_text(runs.ramp_step)}."
+        f"its last {runs.burst_calls} calls;"
     )
+    cool_down, step = duration_text(runs.cool_down), duration_text(runs.ramp_step)
+    yield f"it cools down for {cool_down}, then gets one slot, and one more each {step}."
     yield (
         f"A run is paused for a person when over {100 * runs.reject_ratio:.3g} % of at least {runs.reject_minimum:,} "
         "settled items were rejected or failed."
@@ -188,11 +190,12 @@ def _kept(settings: Settings) -> Iterator[str]:
         yield "Slots are kept there too: while it does not answer, no bulk starts; real-time does not need it."
     if store.key is None:
         yield (
-            f"Their key is {directory}/store.key, made at the first start. It lies beside what it protects: move it, "
-            "and name it as `store: {key: {file: ...}}`. Keep a copy: without it no stored item can be read."
+            f"Their key is {directory}/store.key, made at the first start. It lies beside what it protects: "
+            "move it, and name it as `store: {key: {file: ...}}`."
         )
     else:
-        yield "Their key is the one that the configuration names. Keep a copy: without it no stored item can be read."
+        yield "Their key is the one that the configuration names."
+    yield "Keep a copy of the key: without it no stored item can be read."
 
 
 def _steered(settings: Settings) -> Iterator[str]:
