@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from gateway.mass import Opened
@@ -10,7 +11,7 @@ from gateway.packing import StoredAnswer, StoredRequest, pack_request, unpack_an
 from gateway.records import ItemRecord, LaneKey, NewItem, NewRun, RunRecord
 from gateway.sealing import RunKey
 from policies.model import ItemState, RunKind, RunState
-from tests.conftest import Running, envelope
+from tests.conftest import Running, envelope, gateway_over
 
 BASE = LaneKey("/", ("national-register",), True)
 ONSS = LaneKey("/", ("onss",), True)
@@ -20,6 +21,10 @@ SERVICES = {
     "national-register": ("RetrieveTIGroupsService/v2", "retrieveTIGroupsRequest"),
     "onss": ("Dolsis2011Service/v1", "findEmployersByWorkerRequest"),
 }
+
+
+patient = partial(gateway_over, upstream="call_timeout: 10s, hold: 500ms")
+"""A gateway that waits for the stand-in on a machine that is busy: a write whose call times out is in doubt."""
 
 
 async def opened(run: Running) -> Opened:

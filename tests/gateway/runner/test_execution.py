@@ -19,6 +19,7 @@ from tests.gateway.runner.making import (
     items,
     nothing_in_hand,
     opened,
+    patient,
     request,
     submit,
     until,
@@ -28,7 +29,7 @@ from tests.gateway.runner.making import (
 async def test_a_run_is_executed_within_the_cap_and_completed(tmp_path: Path) -> None:
     async with (
         standing_in(Script(latency=Latency(0.005, 0.01))) as stand_in,
-        gateway_over(tmp_path, stand_in.url) as run,
+        patient(tmp_path, stand_in.url) as run,
     ):
         mass = await opened(run)
         record = await submit(mass, 300)
@@ -43,7 +44,7 @@ async def test_a_run_is_executed_within_the_cap_and_completed(tmp_path: Path) ->
 
 
 async def test_an_answer_is_kept_octet_for_octet(tmp_path: Path) -> None:
-    async with standing_in(record=True) as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    async with standing_in(record=True) as stand_in, patient(tmp_path, stand_in.url) as run:
         mass = await opened(run)
         record = await submit(mass, 1)
         await until(mass, record, RunState.COMPLETED)
@@ -70,7 +71,7 @@ async def test_items_go_out_with_the_upstreams_own_credentials(tmp_path: Path) -
 
 
 async def test_nothing_is_sent_in_office_hours_and_all_of_it_after(tmp_path: Path, morning: JumpingClock) -> None:
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url, clock=morning) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url, clock=morning) as run:
         mass = await opened(run)
         record = await submit(mass, 20)
         await asyncio.sleep(1.5)
@@ -85,7 +86,7 @@ async def test_nothing_is_sent_in_office_hours_and_all_of_it_after(tmp_path: Pat
 async def test_runs_of_one_priority_share_and_a_better_one_goes_first(tmp_path: Path) -> None:
     async with (
         standing_in(Script(latency=Latency(0.01, 0.01))) as stand_in,
-        gateway_over(tmp_path, stand_in.url) as run,
+        patient(tmp_path, stand_in.url) as run,
     ):
         mass = await opened(run)
         first = await submit(mass, 200)
@@ -107,7 +108,7 @@ async def test_runs_of_one_priority_share_and_a_better_one_goes_first(tmp_path: 
 async def test_lanes_of_other_pools_go_on_beside_each_other(tmp_path: Path) -> None:
     async with (
         standing_in(Script(latency=Latency(0.02, 0.02))) as stand_in,
-        gateway_over(tmp_path, stand_in.url) as run,
+        patient(tmp_path, stand_in.url) as run,
     ):
         mass = await opened(run)
         base, onss = await submit(mass, 100), await submit(mass, 50, ONSS)
@@ -119,7 +120,7 @@ async def test_lanes_of_other_pools_go_on_beside_each_other(tmp_path: Path) -> N
 
 async def test_technical_faults_are_tried_again_and_bounded(tmp_path: Path) -> None:
     rules = (Rule("fault", every=10, source="national-register"),)
-    async with standing_in(Script(rules)) as stand_in, gateway_over(tmp_path, stand_in.url, extra=FAST) as run:
+    async with standing_in(Script(rules)) as stand_in, patient(tmp_path, stand_in.url, extra=FAST) as run:
         mass = await opened(run)
         record = await submit(mass, 100)
         done = await until(mass, record, RunState.COMPLETED)
@@ -131,7 +132,7 @@ async def test_technical_faults_are_tried_again_and_bounded(tmp_path: Path) -> N
 async def test_a_fate_unknown_is_repeated_only_where_that_does_no_harm(tmp_path: Path, kind: str) -> None:
     rules = (Rule(kind, every=7),)
     extra = "runs: {retry_first: 10ms, retry_longest: 20ms, burst_faults: 1000}\n"
-    async with standing_in(Script(rules)) as stand_in, gateway_over(tmp_path, stand_in.url, extra=extra) as run:
+    async with standing_in(Script(rules)) as stand_in, patient(tmp_path, stand_in.url, extra=extra) as run:
         mass = await opened(run)
         reads = await submit(mass, 20)
         assert (await until(mass, reads, RunState.COMPLETED)).counts.done == 20
@@ -147,7 +148,7 @@ async def test_a_fate_unknown_is_repeated_only_where_that_does_no_harm(tmp_path:
 async def test_rejects_are_kept_and_too_many_hold_the_run(tmp_path: Path) -> None:
     extra = "runs: {reject_ratio: 0.2, reject_minimum: 20}\n"
     rules = (Rule("business", "MSG00012", every=2),)
-    async with standing_in(Script(rules)) as stand_in, gateway_over(tmp_path, stand_in.url, extra=extra) as run:
+    async with standing_in(Script(rules)) as stand_in, patient(tmp_path, stand_in.url, extra=extra) as run:
         mass = await opened(run)
         record = await submit(mass, 500)
         await until(mass, record, RunState.PAUSED)
@@ -164,7 +165,7 @@ async def test_rejects_are_kept_and_too_many_hold_the_run(tmp_path: Path) -> Non
 async def test_a_run_is_paused_resumed_and_cancelled_by_a_person(tmp_path: Path) -> None:
     async with (
         standing_in(Script(latency=Latency(0.02, 0.02))) as stand_in,
-        gateway_over(tmp_path, stand_in.url) as run,
+        patient(tmp_path, stand_in.url) as run,
     ):
         mass = await opened(run)
         record = await submit(mass, 400)
@@ -190,12 +191,12 @@ async def test_a_run_is_paused_resumed_and_cancelled_by_a_person(tmp_path: Path)
 async def test_a_graceful_stop_gives_back_and_the_next_start_goes_on(tmp_path: Path) -> None:
     clock = JumpingClock()
     async with standing_in(Script(latency=Latency(0.02, 0.02))) as stand_in:
-        async with gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+        async with patient(tmp_path, stand_in.url, clock=clock) as run:
             mass = await opened(run)
             record = await submit(mass, 150, WRITES)
             await until(mass, record, lambda one: one.counts.done >= 20)
         done = stand_in.counts.calls.total()
-        async with gateway_over(tmp_path, stand_in.url, clock=clock, clean=False) as run:
+        async with patient(tmp_path, stand_in.url, clock=clock, clean=False) as run:
             mass = await opened(run)
             again = await until(mass, record, RunState.COMPLETED)
     assert 20 <= done < 150
@@ -211,7 +212,7 @@ async def test_an_unclassified_item_takes_a_slot_wherever_it_may_lead(tmp_path: 
     unknown = type(BASE)("/", (), True)
     async with (
         standing_in(Script(latency=Latency(0.02, 0.02))) as stand_in,
-        gateway_over(tmp_path, stand_in.url) as run,
+        patient(tmp_path, stand_in.url) as run,
     ):
         mass = await opened(run)
         record = await submit(mass, 10, unknown)

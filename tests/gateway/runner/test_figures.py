@@ -8,8 +8,8 @@ from gateway.records import GATEWAY, ONLY_DOUBT
 from gateway.runner.figures import MOST_SHOWN, PAUSED_FOR, Pace
 from gateway.simulator import Latency, Script, standing_in
 from policies.model import RunState
-from tests.conftest import EVENING, JumpingClock, Running, closed, gateway_over, whole_answer
-from tests.gateway.runner.making import opened, submit, until
+from tests.conftest import EVENING, JumpingClock, Running, closed, whole_answer
+from tests.gateway.runner.making import opened, patient, submit, until
 
 
 async def scraped(run: Running) -> dict[str, float]:
@@ -23,7 +23,7 @@ async def scraped(run: Running) -> dict[str, float]:
 
 async def test_runs_and_their_items_are_shown(tmp_path: Path) -> None:
     script = Script(latency=Latency(0.05, 0.05))
-    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    async with standing_in(script) as stand_in, patient(tmp_path, stand_in.url) as run:
         mass = await opened(run)
         record = await submit(mass, 1000)
         waits = await submit(mass, 0, ready=False)
@@ -45,7 +45,7 @@ async def test_runs_and_their_items_are_shown(tmp_path: Path) -> None:
 
 
 async def test_no_more_runs_are_shown_than_is_bounded(tmp_path: Path) -> None:
-    async with gateway_over(tmp_path, "http://127.0.0.1:9") as run:
+    async with patient(tmp_path, "http://127.0.0.1:9") as run:
         mass = await opened(run)
         for _ in range(MOST_SHOWN + 10):
             await submit(mass, 0, ready=False)
@@ -59,7 +59,7 @@ async def test_no_more_runs_are_shown_than_is_bounded(tmp_path: Path) -> None:
 async def test_a_run_that_waits_for_the_evening_ends_after_it_has_begun(tmp_path: Path) -> None:
     clock = JumpingClock()
     script = Script(latency=Latency(0.02, 0.02))
-    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+    async with standing_in(script) as stand_in, patient(tmp_path, stand_in.url, clock=clock) as run:
         mass = await opened(run)
         figures = mass.runner.figures
         record = await submit(mass, 2000)
@@ -89,7 +89,7 @@ def test_a_pace_is_measured_while_the_run_goes_and_kept_while_it_rests() -> None
 
 async def test_what_stops_runs_and_sources_is_shown(tmp_path: Path) -> None:
     clock = JumpingClock()
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url, clock=clock) as run:
         mass = await opened(run)
         await mass.store.hold("all", author="anna", reason="they asked")
         await mass.store.interrupt("onss", reason="test", cool_s=100)

@@ -6,8 +6,19 @@ from pathlib import Path
 
 from gateway.simulator import Latency, Rule, Script, standing_in
 from policies.model import ALL_SOURCES, RunState
-from tests.conftest import JumpingClock, Running, envelope, gateway_over, post
-from tests.gateway.runner.making import ONSS, SERVICES, WRITES, died, items, nothing_in_hand, opened, submit, until
+from tests.conftest import JumpingClock, Running, envelope, post
+from tests.gateway.runner.making import (
+    ONSS,
+    SERVICES,
+    WRITES,
+    died,
+    items,
+    nothing_in_hand,
+    opened,
+    patient,
+    submit,
+    until,
+)
 
 QUICK = "runs: {retry_first: 10ms, retry_longest: 20ms, cool_down: 5min, ramp_step: 60s}\n"
 
@@ -19,7 +30,7 @@ def logged(run: Running, event: str) -> list[dict[str, object]]:
 async def test_a_burst_of_faults_stops_the_source_and_only_it_and_the_ramp_brings_it_back(tmp_path: Path) -> None:
     clock = JumpingClock()
     script = Script((Rule("fault", source="onss"),), latency=Latency(0.01, 0.01))
-    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url, extra=QUICK, clock=clock) as run:
+    async with standing_in(script) as stand_in, patient(tmp_path, stand_in.url, extra=QUICK, clock=clock) as run:
         mass = await opened(run)
         bad, good = await submit(mass, 60, ONSS), await submit(mass, 60)
         await until(mass, good, RunState.COMPLETED)
@@ -49,7 +60,7 @@ async def test_a_burst_of_faults_stops_the_source_and_only_it_and_the_ramp_bring
 
 
 async def test_faults_of_synchronous_calls_count_too(tmp_path: Path) -> None:
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url, extra=QUICK) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url, extra=QUICK) as run:
         mass = await opened(run)
         for _ in range(5):
             run.gateway.mass.noted({"onss"}, technical=True)
@@ -63,7 +74,7 @@ async def test_faults_of_synchronous_calls_count_too(tmp_path: Path) -> None:
 
 async def test_a_fault_in_the_ramp_begins_it_again(tmp_path: Path) -> None:
     clock = JumpingClock()
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url, extra=QUICK, clock=clock) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url, extra=QUICK, clock=clock) as run:
         mass = await opened(run)
         await mass.store.interrupt("national-register", reason="test", cool_s=10)
         await asyncio.sleep(1.2)
@@ -79,7 +90,7 @@ async def test_a_fault_in_the_ramp_begins_it_again(tmp_path: Path) -> None:
 
 async def test_a_hold_stops_a_source_until_its_end(tmp_path: Path) -> None:
     script = Script(latency=Latency(0.02, 0.02))
-    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    async with standing_in(script) as stand_in, patient(tmp_path, stand_in.url) as run:
         mass = await opened(run)
         record = await submit(mass, 400)
         await until(mass, record, lambda one: one.counts.done >= 20)
@@ -100,14 +111,14 @@ async def test_an_unclean_restart_cools_down_and_what_may_have_been_sent_is_in_d
     """The process is gone in the middle of calls: they are neither lost nor repeated where that may do harm."""
     clock = JumpingClock()
     async with standing_in(Script(latency=Latency(0.05, 0.05))) as stand_in:
-        async with gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+        async with patient(tmp_path, stand_in.url, clock=clock) as run:
             mass = await opened(run)
             record = await submit(mass, 100, WRITES)
             await until(mass, record, lambda one: one.counts.done >= 10)
             left = await died(run)
         (tmp_path / "state" / "busy_until.json").write_text(left)
         calls = stand_in.counts.calls.total()
-        async with gateway_over(tmp_path, stand_in.url, clock=clock, clean=False, extra=QUICK) as run:
+        async with patient(tmp_path, stand_in.url, clock=clock, clean=False, extra=QUICK) as run:
             mass = await opened(run)
             await asyncio.sleep(1.2)
             assert stand_in.counts.calls.total() == calls

@@ -13,8 +13,19 @@ from gateway.records import GATEWAY, LaneKey
 from gateway.runner.judging import UNREADABLE
 from gateway.simulator import Latency, Script, standing_in
 from policies.model import ItemState, RunKind, RunState
-from tests.conftest import JumpingClock, gateway_over
-from tests.gateway.runner.making import BASE, WRITES, items, nothing_in_hand, opened, request, sealed, submit, until
+from tests.conftest import JumpingClock
+from tests.gateway.runner.making import (
+    BASE,
+    WRITES,
+    items,
+    nothing_in_hand,
+    opened,
+    patient,
+    request,
+    sealed,
+    submit,
+    until,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +36,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_run_of_nothing_is_completed(tmp_path: Path) -> None:
-    async with gateway_over(tmp_path, "http://127.0.0.1:9") as run:
+    async with patient(tmp_path, "http://127.0.0.1:9") as run:
         mass = await opened(run)
         record = await submit(mass, 0)
         await until(mass, record, RunState.COMPLETED)
@@ -33,7 +44,7 @@ async def test_a_run_of_nothing_is_completed(tmp_path: Path) -> None:
 
 async def test_an_async_run_of_today_grows_and_ends_after_midnight(tmp_path: Path) -> None:
     clock = JumpingClock()  # Tuesday 20:00
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url, clock=clock) as run:
         mass = await opened(run)
         key, wrapped = mass.keys.new_key()
         day = {"day": "2026-11-24"}
@@ -54,7 +65,7 @@ async def test_an_async_run_of_today_grows_and_ends_after_midnight(tmp_path: Pat
 
 async def test_a_purge_is_made_when_its_time_has_come(tmp_path: Path) -> None:
     clock = JumpingClock()
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url, clock=clock) as run:
         mass = await opened(run)
         record = await submit(mass, 5, options={"retention_s": 3600.0})
         await until(mass, record, RunState.COMPLETED)
@@ -66,7 +77,7 @@ async def test_a_purge_is_made_when_its_time_has_come(tmp_path: Path) -> None:
 
 
 async def test_a_run_whose_route_is_gone_waits_and_says_so(tmp_path: Path) -> None:
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url) as run:
         mass = await opened(run)
         record = await submit(mass, 10, LaneKey("/elsewhere", ("national-register",), True))
         await asyncio.sleep(1.5)
@@ -80,7 +91,7 @@ async def test_a_run_whose_route_is_gone_waits_and_says_so(tmp_path: Path) -> No
 
 async def test_a_route_that_a_reload_takes_away_puts_no_write_in_doubt(tmp_path: Path) -> None:
     script = Script(latency=Latency(0.02, 0.02))
-    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    async with standing_in(script) as stand_in, patient(tmp_path, stand_in.url) as run:
         mass = await opened(run)
         record = await submit(mass, 200, WRITES)
         await until(mass, record, lambda one: one.counts.done >= 20)
@@ -101,7 +112,7 @@ async def test_a_route_that_a_reload_takes_away_puts_no_write_in_doubt(tmp_path:
 
 
 async def test_what_cannot_be_opened_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url) as run:
         mass = await opened(run)
         key, wrapped = mass.keys.new_key()
         record = await submit(mass, 0, ready=False, wrapped_key=wrapped)
@@ -121,7 +132,7 @@ async def test_a_run_under_another_institutions_key_is_held_for_a_person(tmp_pat
     from gateway.sealing import KeyRing
 
     _, foreign = KeyRing(b"another key of thirty-two octets").new_key()
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url) as run:
         mass = await opened(run)
         record = await submit(mass, 5, wrapped_key=foreign)
         held = await until(mass, record, RunState.PAUSED)
@@ -132,7 +143,7 @@ async def test_a_run_under_another_institutions_key_is_held_for_a_person(tmp_pat
 async def test_a_defect_ends_one_lane_for_a_while_and_nothing_else(tmp_path: Path, monkeypatch: Any) -> None:
     clock = JumpingClock()
     script = Script(latency=Latency(0.02, 0.02))
-    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+    async with standing_in(script) as stand_in, patient(tmp_path, stand_in.url, clock=clock) as run:
         mass = await opened(run)
         bad = await submit(mass, 100)
         await until(mass, bad, lambda one: one.counts.done >= 10)

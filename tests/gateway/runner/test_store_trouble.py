@@ -12,8 +12,8 @@ from gateway.packing import StoredRequest, pack_request
 from gateway.records import NewItem
 from gateway.simulator import Latency, Script, standing_in
 from policies.model import ALL_SOURCES, RunState
-from tests.conftest import JumpingClock, gateway_over, raw_server
-from tests.gateway.runner.making import BASE, WRITES, items, nothing_in_hand, opened, submit, until
+from tests.conftest import JumpingClock, raw_server
+from tests.gateway.runner.making import BASE, WRITES, items, nothing_in_hand, opened, patient, submit, until
 
 ANSWER = (
     b'<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><a><status><value>DATA_FOUND</value>'
@@ -48,7 +48,7 @@ async def test_no_position_is_sent_at_or_above_the_mark_that_is_committed(tmp_pa
         writer.write(OK)
         await writer.drain()
 
-    async with raw_server(answer) as server, gateway_over(tmp_path, server.url) as run:
+    async with raw_server(answer) as server, patient(tmp_path, server.url) as run:
         mass = await opened(run)
         key, wrapped = mass.keys.new_key()
         record = await submit(mass, 0, wrapped_key=wrapped, ready=False)
@@ -77,7 +77,7 @@ async def test_no_position_is_sent_at_or_above_the_mark_that_is_committed(tmp_pa
 async def test_what_was_answered_while_the_store_could_not_write_is_settled_later(tmp_path: Path) -> None:
     clock = JumpingClock()
     script = Script(latency=Latency(0.02, 0.02))
-    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+    async with standing_in(script) as stand_in, patient(tmp_path, stand_in.url, clock=clock) as run:
         mass = await opened(run)
         record = await submit(mass, 300, WRITES)
         await until(mass, record, lambda one: one.counts.done >= 20)
@@ -105,7 +105,7 @@ async def test_what_was_answered_while_the_store_could_not_write_is_settled_late
 async def test_an_outage_that_stopped_bulk_is_an_interruption_of_everything(tmp_path: Path) -> None:
     clock = JumpingClock()
     script = Script(latency=Latency(0.02, 0.02))
-    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+    async with standing_in(script) as stand_in, patient(tmp_path, stand_in.url, clock=clock) as run:
         mass = await opened(run)
         record = await submit(mass, 200)
         await until(mass, record, lambda one: one.counts.done >= 20)
@@ -125,7 +125,7 @@ async def test_an_outage_that_stopped_bulk_is_an_interruption_of_everything(tmp_
 async def test_a_store_that_is_not_there_at_start_stops_no_call(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "store.sqlite").mkdir()  # nothing that can be opened
-    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url) as run:
         async with asyncio.timeout(5):
             while "store cannot be opened" not in run.log.read_text():
                 await asyncio.sleep(0.05)
