@@ -181,6 +181,7 @@ class Runner:
         await self._recovery.renew()
         if await self._recovery.look():
             self.wake()
+            await self._put_to_rest()  # what a dead process had in hand may have been a run's last
 
     async def _look_at_runs(self) -> None:
         self.figures.look([record async for record in self._runs(ACTIVE)])

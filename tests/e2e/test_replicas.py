@@ -14,7 +14,7 @@ from tests.e2e.world import CONSULT, EMPLOYERS, keys, until
 from tests.gateway.store.postgres_server import EmbeddedServer, database_url, embedded_server, on_server
 
 PAIR = ("a", "b")
-READS = {CONSULT: 100, EMPLOYERS: 20}
+READS = {CONSULT: 40, EMPLOYERS: 10}
 HOLDERS = "select distinct holder from slot where pool = 'base' and holder <> '' and holder not like 'nobody-%'"
 
 
@@ -51,8 +51,8 @@ async def test_freezes_longer_than_the_lease(tmp_path: Path, server: EmbeddedSer
             for gateway in (*here.gateways, here.gateways[0]):
                 await asyncio.sleep(dice.uniform(0.1, 0.6))
                 before = here.bulk_calls
-                await here.freeze(gateway, seconds=LEASE_S + dice.uniform(0.3, 0.6))
-                assert here.bulk_calls > before + 20, "the other did not go on"
+                await here.freeze(gateway, seconds=LEASE_S + dice.uniform(0.8, 1.2))
+                assert here.bulk_calls > before + 5, "the other did not go on"
         assert load.real_time > 50
 
 

@@ -83,7 +83,7 @@ async def test_what_a_dead_gateway_had_in_hand_is_taken_over(tmp_path: Path, ser
             await asyncio.sleep(5.5)
         ended = await until(mass, record, lambda one: one.counts.settled == 500, timeout=60)
         assert first.runner.holder not in {one.holder for one in await mass.store.batches()}
-        paused = await until(mass, record, RunState.PAUSED, timeout=60)
+        paused = await until(mass, record, RunState.PAUSED, timeout=10)
     assert ended.counts.done + ended.counts.in_doubt == 500
     assert 0 < paused.counts.in_doubt <= 16
     assert stand_in.counts.calls.total() <= 500
