@@ -153,7 +153,8 @@ def _times(settings: Settings) -> Iterator[str]:
     for name, upstream in settings.upstreams.items():
         yield f"{name}: {_upstream_times(upstream)}"
     total = duration_text(settings.hold_total)
-    yield f"T = {total}: a source may be busy with a call for so long and holds its slot; a start after a crash waits T at least."
+    yield f"T = {total}: a source may be busy with a call for so long and holds its slot;"
+    yield "a start after a crash waits T at least."
     yield f"On stop, calls in flight have {duration_text(settings.drain_time)} to end."
 
 
