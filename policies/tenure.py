@@ -10,6 +10,7 @@ its release is sent; two calls never share one; what cannot be known (an answer 
 Pure, like the rules. Every statement must be answered, or reported `lost`, before the next step is asked for.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -74,6 +75,7 @@ class Leases:
         self._renewed_at: dict[str, float] = {}  # by holder
         self._elsewhere: tuple[WaitingReplica, ...] = ()
         self._heard_at = 0.0
+        self._given: Counter[str] = Counter()  # rows released since, by pool
         self._announced = False
         self._was_installed = False
         self._other_since: float | None = None  # since when the layout is another one
@@ -163,7 +165,8 @@ class Leases:
     def _owed(self, pool: str, now: float, here_s: float) -> int:
         """Return how many rows of a pool others have waited for longer than anybody here, besides those on their
         way."""
-        return self._older(pool, now, here_s) - sum(held.leaving for held in self._in(pool))
+        on_their_way = self._given[pool] + sum(held.leaving for held in self._in(pool))
+        return self._older(pool, now, here_s) - on_their_way
 
     def _older(self, pool: str, now: float, here_s: float) -> int:
         since = now - self._heard_at
@@ -196,6 +199,7 @@ class Leases:
         going = [held for held in going if held.holder == going[0].holder]
         for held in going:
             del self._held[held.row.pool, held.row.n]
+            self._given[held.row.pool] += 1
         if going:
             return Release(going[0].holder, tuple(held.row for held in going))
         strays = [row for row in self._rows.values() if self._is_stray(row)]
@@ -367,6 +371,7 @@ class Leases:
     def heard(self, step: Announce, elsewhere: tuple[WaitingReplica, ...], received_at: float) -> None:
         """Others said who waits."""
         self._elsewhere, self._heard_at, self._announced = elsewhere, received_at, bool(step.waited_s)
+        self._given.clear()
 
     def look(self) -> None:
         """Something was released: read all rows."""
