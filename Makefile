@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ops lint types architecture unit bench bench-runs lock clean
+.PHONY: help demo test test-ops lint types architecture unit bench bench-runs drill lock clean
 
 help:            ## say what there is
 	@grep -hE '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/: .*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ bench-runs: $(READY)  ## what mass runs cost, on both engines: slot time, loadin
 	$(BIN)/python -m benchmarks.loading 1000000 csv
 	$(BIN)/python -m benchmarks.loading 300000 ndjson
 	$(BIN)/python -m benchmarks.loading 300000 csv postgres
+
+drill: $(READY)  ## two gateways on one PostgreSQL, and all that can go wrong: some 20 minutes; writes benchmarks/DRILL.md
+	$(BIN)/python -m benchmarks.drill
 
 lock:            ## renew the pinned requirements (needs uv; for maintainers)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.txt pyproject.toml

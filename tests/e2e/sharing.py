@@ -157,7 +157,8 @@ class World:
     stack: AsyncExitStack
     gateways: list[Shared] = field(default_factory=list)
     apis: dict[str, Api] = field(default_factory=dict)
-    unwell: set[str] = field(default_factory=set)  #: names of gateways that cannot be expected to answer
+    unwell: Counter[str] = field(default_factory=Counter)  #: how much is wrong with a gateway, by name
+    ailments: Counter[str] = field(default_factory=Counter)  #: how much ever was
 
     async def add(self, *names: str, bulk: str = "") -> Sequence[Shared]:
         """Start more gateways; `bulk`: entries of that section besides the usual ones."""
@@ -192,7 +193,7 @@ class World:
 
     def well(self) -> list[Shared]:
         """Return the gateways that may be expected to answer."""
-        return [one for one in self.gateways if one.folder.name not in self.unwell]
+        return [one for one in self.gateways if not self.unwell[one.folder.name]]
 
     def api(self, gateway: Shared) -> Api:
         """Return a gateway's API."""
@@ -201,11 +202,13 @@ class World:
     @asynccontextmanager
     async def ailing(self, gateway: Shared) -> AsyncIterator[None]:
         """Have nobody expect answers of a gateway during the block."""
-        self.unwell.add(gateway.folder.name)
+        name = gateway.folder.name
+        self.unwell[name] += 1
+        self.ailments[name] += 1
         try:
             yield
         finally:
-            self.unwell.discard(gateway.folder.name)
+            self.unwell[name] -= 1
 
     # Faults.
 
@@ -219,9 +222,10 @@ class World:
     async def freeze(self, gateway: Shared, *, seconds: float) -> None:
         """Stop a gateway's process in whatever it does, and let it go on."""
         async with self.ailing(gateway):
-            gateway.send(SIGSTOP)
-            await asyncio.sleep(seconds)
-            gateway.send(SIGCONT)
+            with suppress(ProcessLookupError):  # somebody may have killed it, too
+                gateway.send(SIGSTOP)
+                await asyncio.sleep(seconds)
+                gateway.send(SIGCONT)
             await asyncio.sleep(0.2)
 
     async def kill_database(self, *, away_s: float) -> None:
@@ -293,6 +297,7 @@ class Load:
         self.runs: dict[str, dict[str, Service]] = {}  #: acknowledged
         self.said: Counter[str] = Counter()  #: what callers of synchronous bulk were told
         self.real_time = 0
+        self.doubts = 0
         self.broken_off: Counter[str] = Counter()  #: why submissions were sent again
 
     @asynccontextmanager
@@ -374,17 +379,17 @@ class Load:
                 await asyncio.sleep(0.05)
 
     async def _real_time_caller(self) -> None:
-        """Ask each gateway in turn. One that is well all the while must answer as the source did."""
+        """Ask each gateway in turn. One that is well must answer as the source did; nothing is said of calls during
+        which a gateway fell ill."""
         while not self._over:
             for gateway in self._world.well():
-                if gateway.process is None or gateway.process.returncode is not None:
-                    continue
+                ailments = self._world.ailments.copy()
                 try:
                     answer = await gateway.real_time("live", LIVE)
                 except AWAY:
-                    assert gateway.folder.name in self._world.unwell, "real-time was not answered"
+                    assert self._world.ailments != ailments, "real-time was not answered"
                     continue
-                if gateway.folder.name not in self._world.unwell:
+                if self._world.ailments == ailments:
                     assert answer.startswith(b"HTTP/1.1 200"), answer[:300]
                     self.real_time += 1
             await asyncio.sleep(0.03)
@@ -394,18 +399,20 @@ class Load:
     async def ended(self, within: float = 60.0) -> None:
         """Wait until each run is over, or waits for a person because of doubts; look at its books."""
         gateway = self._world.well()[0]
+        for run_id in self.runs:
+            await self._world.api(gateway).reaches(run_id, "completed", "paused", within=within)
         for run_id, items in self.runs.items():
-            shown = await self._world.api(gateway).reaches(run_id, "completed", "paused", within=within)
-            await self._check(gateway, run_id, shown, items)
+            await self._check(gateway, run_id, items)
 
-    async def _check(self, gateway: Shared, run_id: str, shown: Json, items: dict[str, Service]) -> None:
+    async def _check(self, gateway: Shared, run_id: str, items: dict[str, Service]) -> None:
         most = {key: 1 if service == DECISION else ATTEMPTS for key, service in items.items()}
         found = await check_books(self._world.api(gateway), self._world.source, run_id, items, most_calls=most)
-        assert found["counts"]["waiting"] == 0, (shown, found)
+        assert found["counts"]["waiting"] == 0, found
         assert found["counts"]["rejected"] == found["counts"]["failed"] == 0, found
         doubts = await self._world.api(gateway).page(run_id, "doubts")
         assert all(items[row["key"]] == DECISION for row in doubts), "a read is in doubt"
-        assert shown["state"] == ("paused" if doubts else "completed"), shown
+        assert found["state"] == ("paused" if doubts else "completed"), found
+        self.doubts += len(doubts)
         calls = self._world.source.calls()
         assert sum(calls[key] for key in items) <= found["attempts"], "calls that the books do not know"
 
@@ -418,7 +425,9 @@ class Load:
             "items": len(items),
             "calls": sum(calls[key] for key in items),
             "repeated": sum(calls[key] > 1 for key in items),
-            "never": sum(calls[key] == 0 for key in items),
+            "in doubt": self.doubts,
+            "synchronous": self.said["answered"],
+            "real-time": self.real_time,
         }
 
 

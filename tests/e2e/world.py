@@ -83,6 +83,8 @@ class Source:
     def __init__(self, stand_in: StandIn) -> None:
         self.stand_in = stand_in
         self.url = stand_in.url
+        self._times: dict[str, list[float]] = defaultdict(list)
+        self._read = 0
 
     def does(self, *rules: Rule, latency: float = 0.02) -> None:
         """Have it follow these rules from now on, and take so long where they say nothing."""
@@ -90,11 +92,11 @@ class Source:
 
     def times(self) -> Mapping[str, list[float]]:
         """Return when each item was asked for, by its key."""
-        times: dict[str, list[float]] = defaultdict(list)
-        for one in self.stand_in.received:
+        for one in self.stand_in.received[self._read :]:
             if (key := _KEY.search(one.body)) is not None:
-                times[key[1].decode()].append(one.at)
-        return times
+                self._times[key[1].decode()].append(one.at)
+        self._read = len(self.stand_in.received)
+        return self._times
 
     def calls(self) -> Counter[str]:
         """Return how often each item was asked for."""
