@@ -32,12 +32,18 @@ types: $(READY)  ## mypy --strict
 architecture: $(READY)  ## who may import what
 	$(BIN)/lint-imports
 
+MODEL := tests/policies/test_lease_model.py
+WAITING := tests/e2e tests/gateway/store tests/gateway/runner
 unit: $(READY)   ## tests with branch coverage: policies/ 100 %, all at least 90 %
 	$(BIN)/coverage erase
-	@# The model of shared slots is explored beside the rest, and untraced: tracing triples its time, and tells nothing.
-	@$(BIN)/pytest -q tests/policies/test_lease_model.py & model=$$!; status=0; \
-	  PYTHONASYNCIODEBUG= $(BIN)/coverage run -m pytest --ignore=tests/policies/test_lease_model.py || status=1; \
-	  wait $$model || status=1; exit $$status
+	@# Three at a time: what waits for processes and databases, what computes, and the model of shared slots, untraced
+	@# (tracing triples its time, and tells nothing).
+	@logs=$$(mktemp -d); status=0; \
+	  $(BIN)/pytest -q $(MODEL) > $$logs/model 2>&1 & model=$$!; \
+	  $(BIN)/coverage run -m pytest $(WAITING) > $$logs/waiting 2>&1 & waiting=$$!; \
+	  PYTHONASYNCIODEBUG= $(BIN)/coverage run -m pytest $(addprefix --ignore=,$(MODEL) $(WAITING)) || status=1; \
+	  wait $$waiting || status=1; wait $$model || status=1; \
+	  cat $$logs/model $$logs/waiting; rm -r $$logs; exit $$status
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policies/*' --fail-under=100
 	$(BIN)/coverage report --fail-under=90
