@@ -197,6 +197,8 @@ class Keeper:
     async def _work(self, store: LeaseStore) -> None:
         while True:
             leases, step = self._next()
+            if isinstance(step, Release):  # its rows are nobody's already
+                self._changed()
             if isinstance(step, Rest):
                 await self._rest(step.seconds)
             elif not await self._do(store, leases, step):

@@ -73,6 +73,7 @@ class Line:
         elif self._keeper is not None and (reason := self._keeper.reason(pools)) is not None:
             raise RefusedError(reason)
         else:
+            self._see_rows(pools)
             self._refuse_if_hopeless(pools, owner)
         match self._table.arrive(slot.ticket, owner, pools):
             case Answer.FULL:
@@ -146,6 +147,11 @@ class Line:
             if (cap := self._cap(pool)) != self._table.cap(pool):
                 self._wake(self._table.set_cap(pool, cap))
 
+    def _see_rows(self, pools: Iterable[str]) -> None:
+        """Look again how many shared rows are good: while a statement is under way, time passes."""
+        if self._keeper is not None:
+            self.set_caps(pools)
+
     def at_most(self, pool: str) -> int:
         """Return how many calls may begin in a pool as far as configuration and ramp go."""
         slots = self._rules.layout.pools[pool].slots
@@ -169,6 +175,7 @@ class Line:
     def _line_up(self, waiter: Waiter) -> bool:
         """Have somebody who has waited wait in the table; return whether a slot was granted at once."""
         slot = waiter.slot
+        self._see_rows(slot.pools)
         answer = self._table.arrive(slot.ticket, waiter.owner, slot.pools, bounded=False, stored=waiter.stored)
         if answer is Answer.GRANTED:
             self._wake((slot.ticket,))

@@ -324,6 +324,7 @@ def test_a_lowered_cap_takes_back_what_is_reserved_and_stops_grants_at_once() ->
     assert table.reservation() == (("base", "onss"), {"onss"})
     assert table.set_cap("onss", 0) == ()
     assert table.reservation() == (("base", "onss"), frozenset())
+    assert table.cap("onss") == 0
     assert table.leave(Ticket(1)) == ()
     assert table.arrive(Ticket(3), "c", ("onss",)) is Answer.WAITING
     assert table.set_cap("onss", 1) == (2,)
