@@ -180,6 +180,9 @@ def _store(found: Found) -> Iterator[Fault]:
     if found.has("store", "url") and found.has("bulk", "share"):
         remedy = "Take `share` out: gateways on one `store.url` share each cap by themselves, slot by slot."
         yield found.fault(("bulk", "share"), "does not go with `store.url`", remedy)
+    if found.has("store", "url") and found.has("bulk", "total_bulk"):
+        remedy = "Take `total_bulk` out, or lower the pools: over several gateways there is no count of them all."
+        yield found.fault(("bulk", "total_bulk"), "does not go with `store.url`", remedy)
 
 
 def _administration(found: Found) -> Iterator[Fault]:

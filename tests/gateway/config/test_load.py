@@ -254,6 +254,7 @@ def test_duplicate_keys_do_not_hide_other_faults(site: Site) -> None:
             'administration.tokens[1].name: there is a token of "a" already.',
         ),
         ("store: {url: {env: URL}}\nbulk: {share: {base: 1}}", "bulk.share: does not go with `store.url`."),
+        ("store: {url: {env: URL}}\nbulk: {total_bulk: 4}", "bulk.total_bulk: does not go with `store.url`."),
         ("data_dir: config.yaml", "data_dir: "),
         ("catalogue: [gone.yaml]", "catalogue[0]: there is no file"),
     ],
