@@ -5,12 +5,14 @@ back never; a pace is not a cap: each slot of a paced pool has a limiter of its 
 """
 
 from collections import deque
-from collections.abc import Iterable
-
-from aiolimiter import AsyncLimiter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from policies.admission import SlotTable, predicted_wait
 from policies.pools import Layout
+
+if TYPE_CHECKING:
+    from aiolimiter import AsyncLimiter
 
 MEAN_WEIGHT = 0.1
 """Weight of a new duration in a pool's running mean, which predicts waits: the last ten calls or so."""
@@ -48,21 +50,28 @@ def _for_callers(table: SlotTable, layout: Layout, pool: str) -> float:
 
 
 class Pacers:
-    """Limiters of the pools that have a rate."""
+    """Limiters of the pools that have a rate: one for each slot, so that they add up to the pool's rate."""
 
     def __init__(self, layout: Layout) -> None:
-        self._free = {
-            name: deque(AsyncLimiter(1, pool.slots / pool.rate_per_s) for _ in range(pool.slots))
-            for name, pool in layout.pools.items()
-            if pool.rate_per_s is not None and pool.slots
-        }
+        self._of: "dict[str, deque[AsyncLimiter]]" = {}  # noqa: UP037  # imported below, where it is needed
+        paced = [(pool, pool.rate_per_s) for pool in layout.pools.values() if pool.rate_per_s is not None]
+        if not paced:
+            return
+        from aiolimiter import AsyncLimiter  # a fortieth of the time until the gateway is ready, and seldom needed
 
-    def take(self, pools: Iterable[str]) -> "list[tuple[deque[AsyncLimiter], AsyncLimiter]]":
-        """Take a limiter in each paced pool. Whoever has waited for each puts them back (`put_back`)."""
-        return [(free, free.popleft()) for pool in pools if (free := self._free.get(pool))]
+        for pool, rate in paced:
+            self._of[pool.name] = deque(AsyncLimiter(1, pool.slots / rate) for _ in range(pool.slots))
 
-    @staticmethod
-    def put_back(taken: "Iterable[tuple[deque[AsyncLimiter], AsyncLimiter]]") -> None:
-        """Let another call have the limiters."""
-        for free, pacer in taken:
-            free.append(pacer)
+    async def wait(self, pools: Iterable[str], rows: Mapping[str, int]) -> None:
+        """Wait until a call may start in these pools. `rows`: the shared slots that it has, by pool; each has a limiter
+        of its own, so that the gateways that share a pool keep its rate together."""
+        for pool in pools:
+            limiters = self._of.get(pool)
+            if not limiters:
+                continue
+            if pool in rows:
+                limiter = limiters[(rows[pool] - 1) % len(limiters)]
+            else:
+                limiters.rotate(-1)
+                limiter = limiters[0]
+            await limiter.acquire()

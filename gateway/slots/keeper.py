@@ -120,6 +120,11 @@ class Keeper:
         self._bound[ticket] = _Binding(self._leases, places, len(places) == len(pools), pools)
         self._in_use.update(pools)
 
+    def rows_of(self, ticket: Ticket) -> Mapping[str, int]:
+        """Return the number of the row that a call has, by pool."""
+        binding = self._bound.get(ticket)
+        return dict(binding.places) if binding is not None else {}
+
     def unbind(self, ticket: Ticket) -> None:
         """Say that a call is over, or was never begun. Harmless for one that has no rows."""
         binding = self._bound.pop(ticket, None)

@@ -95,18 +95,14 @@ class Slots:
         ticket = Ticket(next(self._tickets))
         guard = self._observing_guard() if observe else partial(self._may_start, ticket, sources)
         slot = Slot(ticket, sources, self.pools_of(sources), guard, max(hold_s, self._terms.hold_s))
-        pacers = []
         try:
             if not observe:
                 await self._admit(slot, owner, stored=stored)
             self._enter(slot, watched=not observe)
             slot.when_settled(partial(self._leave, slot))  # the next call need not wait until this answer is relayed
-            pacers = self._pacers.take(slot.pools)
-            for _, pacer in pacers:
-                await pacer.acquire()
+            await self._pacers.wait(slot.pools, self._keeper.rows_of(ticket) if self._keeper is not None else {})
             yield slot
         finally:
-            Pacers.put_back(pacers)
             self._end(slot)
 
     def pools_of(self, sources: frozenset[str]) -> tuple[str, ...]:
