@@ -80,7 +80,7 @@ class Steering:
             socket=settings.data_dir / SOCKET,
             version=__version__,
             engine="sqlite" if settings.store.url is None else "postgres",
-            changed=self._wake,
+            changed=self._changed,
             meaning=lambda code: meaning_of(code, self._configuration().statuses),
             defect=self._on_defect,
         )
@@ -98,9 +98,9 @@ class Steering:
             self._kept = opened, Kept(opened.store, opened.keys, loader)
         return self._kept[1]
 
-    def _wake(self) -> None:
+    def _changed(self) -> None:
         if self._mass.opened is not None:
-            self._mass.opened.runner.wake()
+            self._mass.opened.runner.steered()
 
 
 def _import() -> None:

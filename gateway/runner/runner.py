@@ -10,6 +10,7 @@ Rules that always hold:
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from random import Random
 
 from gateway.log import EventLog
@@ -95,6 +96,7 @@ class Runner:
             in_hand=self._committer.numbers,
         )
         self.figures = Figures(clock, lambda: self._site.configuration.calendar, lambda: not self.is_down)
+        self._was_steered = asyncio.Event()
         self.client_runs = ClientRuns(store, clock, log, self._reject_terms)
 
     # What others ask of it.
@@ -112,6 +114,11 @@ class Runner:
     def wake(self) -> None:
         """Look at once: a run was submitted or resumed."""
         self._executor.wake()
+
+    def steered(self) -> None:
+        """Look at once at what a person changed: a hold must not wait for the next second."""
+        self._was_steered.set()
+        self.wake()
 
     def noted(self, sources: Iterable[str], technical: bool) -> None:
         """Note how a synchronous bulk call to these sources ended."""
@@ -138,7 +145,7 @@ class Runner:
         async with asyncio.TaskGroup() as tasks:
             chores = [
                 tasks.create_task(self._committer.run()),
-                tasks.create_task(self._every(TICK_S, self._second)),
+                tasks.create_task(self._every(TICK_S, self._second, early=self._was_steered)),
                 tasks.create_task(self._every(self._lease_times.renew_s, self._renew)),
                 tasks.create_task(self._every(FIGURES_EVERY_S, self._look_at_runs)),
                 tasks.create_task(self._every(REST_EVERY_S, self._put_to_rest)),
@@ -157,8 +164,12 @@ class Runner:
         """Begin nothing more; `run` returns when everything is given back."""
         self._executor.stop()
 
-    async def _every(self, seconds: float, deed: Callable[[], Awaitable[None]]) -> None:
+    async def _every(
+        self, seconds: float, deed: Callable[[], Awaitable[None]], *, early: asyncio.Event | None = None
+    ) -> None:
+        early = early or asyncio.Event()
         while True:
+            early.clear()
             try:
                 await deed()
             except StoreDownError as error:
@@ -169,7 +180,9 @@ class Runner:
                 self._log.error("store", what=str(error), remedy="Do what it says; it is tried again.")
             except Exception as error:  # noqa: BLE001  # a defect of one chore must not end the others
                 self._on_defect(error)
-            await asyncio.sleep(seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await early.wait()
 
     # What is due.
 
