@@ -63,10 +63,10 @@ async def test_while_two_clocks_disagree_bulk_starts_only_where_both_are_open(tm
 
 
 async def test_a_restart_at_0759_starts_nothing_at_0800_and_one_at_1701_goes_on(tmp_path: Path) -> None:
-    items = keys("r", 420, CONSULT)
+    items = keys("r", 320, CONSULT)
     loop = asyncio.get_running_loop()
     async with source_at_work(0.05) as source:
-        replica = configured(tmp_path, source.url, at=DAY.replace(hour=7, minute=59, second=45))
+        replica = configured(tmp_path, source.url, at=DAY.replace(hour=7, minute=59, second=48))
         clock = replica.clock
 
         def at(moment: float) -> datetime:
@@ -77,10 +77,10 @@ async def test_a_restart_at_0759_starts_nothing_at_0800_and_one_at_1701_goes_on(
             await api.reaches(run_id, settled=10)
             await replica.stop()
             before = source.number
-            clock.skip_to(DAY.replace(hour=7, minute=59, second=55))
+            clock.skip_to(DAY.replace(hour=7, minute=59, second=56, microsecond=500_000))
             restarted = loop.time()
             await replica.start()
-            await until(lambda: clock.wall() >= DAY.replace(hour=8), 15)
+            await until(lambda: clock.wall() >= DAY.replace(hour=8, second=1), 15)
             times = source.since(restarted)
             assert times, "a clean restart goes on at once"
             assert max(map(at, times)) < DAY.replace(hour=8), max(map(at, times))

@@ -5,8 +5,6 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from gateway.simulator import Latency, Rule
 from tests.e2e.world import (
     CONSULT,
@@ -22,7 +20,7 @@ from tests.e2e.world import (
     until,
 )
 
-ATTEMPTS = 5
+ATTEMPTS = 10
 HANGS = Latency(1.5, 1.5)
 """Longer than the call timeout (1 s), shorter than T (2 s): the source works on when nobody waits any more."""
 HANGS_SHORTER = Latency(0.8, 0.8)
@@ -48,7 +46,9 @@ async def test_faults_here_and_there_are_repeated_and_writes_are_not(tmp_path: P
         source.does(*HERE_AND_THERE, latency=0.01)
         # What breaks off keeps its slot for T, so T is short here; and nothing here is a burst.
         upstreams = f"upstreams: {{a: {{url: '{source.url}', call_timeout: 600ms, hold: 400ms}}}}"
-        replica = configured(tmp_path, source.url, extra=f"{RUNS.format('burst_faults: 20')}\n{upstreams}")
+        replica = configured(
+            tmp_path, source.url, extra=f"{RUNS.format('burst_faults: 20, max_attempts: 10')}\n{upstreams}"
+        )
         async with at_work(replica) as api:
             run_id = await api.submit({**reads, **writes})
             shown = await api.reaches(run_id, "paused", "completed", within=40)
@@ -67,19 +67,16 @@ async def test_faults_here_and_there_are_repeated_and_writes_are_not(tmp_path: P
 RUNS = "runs: {{cool_down: 2s, ramp_step: 1s, retry_first: 200ms, retry_longest: 1s, burst_time: 10s, {}}}"
 
 
-@pytest.mark.parametrize(
-    "trouble",
-    [Rule("business", "NOK/"), Rule(latency=HANGS)],
-    ids=["answers failures", "hangs"],
-)
-async def test_a_burst_stops_its_source_alone_which_cools_down_and_comes_back_by_a_ramp(
-    tmp_path: Path, trouble: Rule
-) -> None:
+async def test_a_burst_stops_its_source_alone_which_cools_down_and_comes_back_by_a_ramp(tmp_path: Path) -> None:
     consults, employers = keys("r", 40, CONSULT), keys("e", 120, EMPLOYERS)
     loop = asyncio.get_running_loop()
     async with source_at_work() as source:
         slower = Rule(source="onss", latency=Latency(0.08, 0.08))
-        source.does(in_trouble(trouble), slower)
+        source.does(
+            Rule(source="national-register", traffic="unknown", latency=HANGS, every=3),
+            Rule("business", "NOK/", source="national-register", traffic="unknown"),
+            slower,
+        )
         replica = configured(tmp_path, source.url, extra=RUNS.format("max_attempts: 20"))
         async with at_work(replica) as api:
             run_id = await api.submit({**consults, **employers})
@@ -107,11 +104,6 @@ async def test_a_burst_stops_its_source_alone_which_cools_down_and_comes_back_by
             assert shown["counts"]["done"] == len(consults) + len(employers)
             await check_books(api, source, run_id, [*consults, *employers], most_calls=20)
     check_sqlite(tmp_path)
-
-
-def in_trouble(rule: Rule) -> Rule:
-    """Return a rule for the National Register's bulk calls alone."""
-    return Rule(rule.kind, rule.value, source="national-register", traffic="unknown", latency=rule.latency)
 
 
 async def test_rejects_hold_a_run_until_a_person_resumes_it_and_are_made_a_run_of_their_own(tmp_path: Path) -> None:
