@@ -94,6 +94,7 @@ class Feed:
         if any(batch.lost for batch in self._batches.values()):
             self._items = deque(item for item in self._items if not item.batch.lost)
             self._batches = {number: batch for number, batch in self._batches.items() if not batch.lost}
+            self._changed.ring()  # there may be too few left: `fill` sleeps until somebody says so
 
     @property
     def has_items(self) -> bool:

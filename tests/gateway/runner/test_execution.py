@@ -239,3 +239,15 @@ async def test_a_lane_that_is_leaving_takes_no_more_workers(tmp_path: Path) -> N
             for one in runs:
                 assert (await until(mass, one, RunState.COMPLETED)).counts.done == 5
             over = True
+
+
+async def test_a_lane_whose_batches_another_has_ended_claims_anew(tmp_path: Path) -> None:
+    script = Script(latency=Latency(0.02, 0.02))
+    async with standing_in(script) as stand_in, gateway_over(tmp_path, stand_in.url, extra=FAST) as run:
+        mass = await opened(run)
+        record = await submit(mass, 300)
+        for done in (10, 100, 200):
+            await until(mass, record, lambda one, done=done: one.counts.done >= done)
+            for sighting in await mass.store.batches():  # as one does that has seen nothing of us for long
+                await mass.store.recover(sighting, delay_s=0.0)
+        assert (await until(mass, record, RunState.COMPLETED)).counts.done == 300
