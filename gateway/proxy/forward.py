@@ -124,7 +124,8 @@ class Proxy:
         except CutError:
             call.outcome, keep_alive = "cut", False
         except asyncio.CancelledError:
-            call.outcome = "client_gone"
+            if call.outcome != "forwarded":  # it may have its answer whole, and have gone while that was read
+                call.outcome = "client_gone"
             raise
         finally:
             self.in_flight -= 1
