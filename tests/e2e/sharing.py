@@ -382,7 +382,9 @@ class Load:
         """Ask each gateway in turn. One that is well must answer as the source did; nothing is said of calls during
         which a gateway fell ill."""
         while not self._over:
-            for gateway in self._world.well():
+            for gateway in self._world.gateways:
+                if gateway not in self._world.well():
+                    continue
                 ailments = self._world.ailments.copy()
                 try:
                     answer = await gateway.real_time("live", LIVE)
