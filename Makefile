@@ -33,17 +33,19 @@ architecture: $(READY)  ## who may import what
 	$(BIN)/lint-imports
 
 MODEL := tests/policies/test_lease_model.py
-WAITING := tests/e2e tests/gateway/store tests/gateway/runner
+STORES := tests/gateway/store
+PROCESSES := tests/e2e tests/gateway/runner
 unit: $(READY)   ## tests with branch coverage: policies/ 100 %, all at least 90 %
 	$(BIN)/coverage erase
-	@# Three at a time: what waits for processes and databases, what computes, and the model of shared slots, untraced
-	@# (tracing triples its time, and tells nothing).
+	@# Side by side: what waits for databases, what waits for processes, what computes, and the model of shared slots,
+	@# untraced (tracing triples its time, and tells nothing).
 	@logs=$$(mktemp -d); status=0; \
 	  $(BIN)/pytest -q $(MODEL) > $$logs/model 2>&1 & model=$$!; \
-	  $(BIN)/coverage run -m pytest $(WAITING) > $$logs/waiting 2>&1 & waiting=$$!; \
-	  PYTHONASYNCIODEBUG= $(BIN)/coverage run -m pytest $(addprefix --ignore=,$(MODEL) $(WAITING)) || status=1; \
-	  wait $$waiting || status=1; wait $$model || status=1; \
-	  cat $$logs/model $$logs/waiting; rm -r $$logs; exit $$status
+	  $(BIN)/coverage run -m pytest $(STORES) > $$logs/stores 2>&1 & stores=$$!; \
+	  $(BIN)/coverage run -m pytest $(PROCESSES) > $$logs/processes 2>&1 & processes=$$!; \
+	  PYTHONASYNCIODEBUG= $(BIN)/coverage run -m pytest $(addprefix --ignore=,$(MODEL) $(STORES) $(PROCESSES)) || status=1; \
+	  for one in $$model $$stores $$processes; do wait $$one || status=1; done; \
+	  cat $$logs/model $$logs/stores $$logs/processes; rm -r $$logs; exit $$status
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policies/*' --fail-under=100
 	$(BIN)/coverage report --fail-under=90

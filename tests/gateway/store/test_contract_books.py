@@ -355,7 +355,7 @@ def test_every_item_is_settled_once_in_whatever_order(open_store: OpenStore, tmp
             run_state_machine_as_test(
                 type("Life", (Life,), {"kept": kept, "runner": runner}),
                 settings=settings(
-                    max_examples=80,
+                    max_examples=40,
                     stateful_step_count=40,
                     deadline=None,
                     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
