@@ -58,6 +58,8 @@ class Feed:
         self._items: deque[Item] = deque()
         self._batches: dict[int, BatchInHand] = {}
         self._window = WINDOW if work.key.repeatable else CAREFUL
+        # What waits again counts as sent from its claim on: of what may not be repeated, few at a time.
+        self._again = BATCH if work.key.repeatable else CAREFUL
         self._changed = Bell()
         self._ended = False
         self._stopped = False
@@ -127,13 +129,13 @@ class Feed:
 
     async def _claimed(self) -> Batch | None:
         if self.due:
-            batch = await self._store.claim_returned(self.lane_id, self._holder, size=BATCH)
+            batch = await self._store.claim_returned(self.lane_id, self._holder, size=self._again)
             if batch is not None:
                 return batch
             self.due = False
         batch = await self._store.claim(self.lane_id, self._holder, size=BATCH, window=self._window)
         if batch is None:
-            batch = await self._store.claim_returned(self.lane_id, self._holder, size=BATCH)
+            batch = await self._store.claim_returned(self.lane_id, self._holder, size=self._again)
         return batch
 
     async def _take(self, batch: Batch, items: Iterable[StoredItem]) -> None:
