@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from gateway.records import LaneWork, RunRecord
-from gateway.store.interface import Store
+from gateway.store.interface import Store, StoreError
 from policies.model import UNCLASSIFIED, Clock, RunState, StoreDownError
 from policies.planning import ends_at
 from policies.pools import Layout
@@ -28,8 +28,15 @@ ASSUMED_CALL_S = 1.0
 class Paces:
     """The samples."""
 
-    def __init__(self, store: Callable[[], Store], clock: Clock, is_open: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        store: Callable[[], Store],
+        clock: Clock,
+        is_open: Callable[[], bool],
+        on_defect: Callable[[BaseException], None] = lambda _error: None,
+    ) -> None:
         self._store = store
+        self._on_defect = on_defect
         self._clock = clock
         self._is_open = is_open
         self._samples: dict[int, deque[tuple[float, int]]] = {}
@@ -38,14 +45,17 @@ class Paces:
     async def sample_for_ever(self) -> None:
         """Sample every few seconds."""
         while True:
-            await self.sample()
+            try:
+                await self.sample()
+            except Exception as error:  # noqa: BLE001  # paces are for people: nothing else may end because of them
+                self._on_defect(error)
             await asyncio.sleep(EVERY_S)
 
     async def sample(self) -> None:
         """Sample the runs that run; forget the others."""
         try:
             running = await self._store().runs((RunState.RUNNING,), limit=MOST_RUNS)
-        except StoreDownError:  # the runner says so, in the log and in `store_up`
+        except (StoreDownError, StoreError):  # the runner says so, in the log and in `store_up`
             return
         now = self._clock.boot()
         known, self._samples = self._samples, {}

@@ -175,8 +175,7 @@ class Listing:
         key = key_of(call.desk, run)
         states = [ItemState(one) for one in call.query.get("state", ())] or self._states
         limit, after = call.query.get("limit", 100), call.query.get("after", -1)
-        if after < 0:
-            await call.desk.store.note(call.author, f"{self._name} read", run.public_id)
+        await call.desk.store.note(call.author, f"{self._name} read", run.public_id, f"after {after}")
         page = await call.desk.store.items(run.id, states, after=after, limit=limit)
         shown = await asyncio.to_thread(lambda: [shown_item(key, run, item, call.desk.meaning) for item in page])
         return answered({self._name: shown, "next": page[-1].seq if len(page) == limit else None})

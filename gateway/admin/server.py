@@ -68,7 +68,7 @@ def application(desk: Desk, paces: Paces) -> web.Application:
 
 async def start_admin(desk: Desk, tasks: asyncio.TaskGroup) -> Administration:
     """Serve the API; `close` what is returned before the store is closed."""
-    paces = Paces(lambda: desk.store, desk.clock, lambda: desk.statistics().window_open)
+    paces = Paces(lambda: desk.store, desk.clock, lambda: desk.statistics().window_open, desk.defect)
     runner = web.AppRunner(application(desk, paces), access_log=None, handle_signals=False, shutdown_timeout=0.5)
     await runner.setup()
     servers = [listening(desk.socket), *_over_tcp(desk)]

@@ -25,6 +25,8 @@ from gateway.loading import Taken, UnreadableError
 from gateway.records import RunRecord
 from policies.model import RunKind, RunState
 
+IDLE_S = 60.0
+"""For how long an upload may bring nothing: a peer that is lost would keep its run from going on for hours."""
 ZIP_LIMIT = 64 * 1024 * 1024
 MOST_FAULTS = 100
 """Faults that are told one by one."""
@@ -127,11 +129,15 @@ async def check(call: Call) -> web.Response:
 
 
 async def _octets(request: web.Request) -> AsyncGenerator[bytes]:
-    try:
-        async for octets in request.content.iter_chunked(256 * 1024):
-            yield octets
-    except (ConnectionError, asyncio.IncompleteReadError):
-        raise ConnectionResetError("the upload broke off") from None
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_S):
+                octets = await request.content.read(256 * 1024)
+        except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+            raise ConnectionResetError("the upload broke off") from None
+        if not octets:
+            return
+        yield octets
 
 
 async def _whole(octets: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -38,6 +38,10 @@ PASSES = frozenset({Reason.OFFICE_HOURS, Reason.COOLING_DOWN, Reason.HELD})
 for it is better sent by its caller."""
 _ACCEPTED = b"Accepted"
 _MEANWHILE = "The store does not answer, or is not open yet. Nothing was stored: send the call again."
+_PERHAPS = (
+    "The store did not answer: the call may have been stored all the same, and would then be carried out. Send it "
+    "again only if its operation changes nothing."
+)
 
 
 class NotKeptError(Exception):
@@ -112,7 +116,7 @@ class Desk:
         try:
             place = await self._storing.store(kept, stored, site.settings.runs)
         except StoreDownError as error:
-            raise NotKeptError(Reason.STORE_UNAVAILABLE, _MEANWHILE) from error
+            raise NotKeptError(Reason.STORE_UNAVAILABLE, _PERHAPS) from error
         except StoreError as error:
             self._log.error("call not stored", what=str(error), remedy="Do what it says.")
             raise NotKeptError(Reason.STORE_UNAVAILABLE, _MEANWHILE) from error

@@ -12,6 +12,7 @@ from gateway.admin.meanings import meaning_of
 from gateway.admin.pace import Paces, assumed
 from gateway.config import load
 from gateway.records import LaneKey, LaneWork, Result, RunRecord, Settlement
+from gateway.store.interface import Store
 from policies.model import ItemState, Reason, RunState
 from policies.pools import Layout
 from tests.gateway.admin.conftest import Api
@@ -95,6 +96,24 @@ async def test_a_store_that_is_gone_costs_a_sample(api: Api) -> None:
     paces = Paces(lambda: api.store, api.desk.clock, lambda: True)
     await api.store.close()
     await paces.sample()
+
+
+async def test_whatever_a_sample_meets_sampling_goes_on_and_says_so(api: Api) -> None:
+    met: list[BaseException] = []
+
+    def broken() -> Store:
+        raise ValueError("nobody foresaw it")
+
+    paces = Paces(broken, api.desk.clock, lambda: True, met.append)
+    async with asyncio.TaskGroup() as tasks:
+        sampling = tasks.create_task(paces.sample_for_ever())
+        for _ in range(100):
+            if met:
+                break
+            await asyncio.sleep(0.01)
+        assert not sampling.done()
+        sampling.cancel()
+    assert [type(error) for error in met] == [ValueError]
 
 
 def test_codes_have_meanings(tmp_path: Path) -> None:
