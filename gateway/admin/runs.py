@@ -88,6 +88,8 @@ async def create(call: Call, given: Mapping[str, Any], *, form: str = "") -> Run
         idempotency_key=call.query.get("Idempotency-Key", ""),
     )
     run = await desk.store.create_run(new)
+    if (run.kind, run.client) != (new.kind, new.client):
+        raise ProblemError(409, "This Idempotency-Key belongs to a run of another kind.", "Send a key of its own.")
     if is_client and run.state is RunState.LOADING:
         run = await desk.store.change_state(
             run.id,
