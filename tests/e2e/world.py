@@ -403,7 +403,10 @@ async def check_books(
         most_calls: how often an item may have been asked for, or that by key.
         decided: keys of doubts that a person decided: what is done by their word need not have been asked for.
     """
-    shown, rows, doubts = await api.run(run_id), await api.results(run_id), await api.page(run_id, "doubts")
+    for _ in range(100):  # books that are read page by page are those of one moment only while nothing is settled
+        shown, rows, doubts = await api.run(run_id), await api.results(run_id), await api.page(run_id, "doubts")
+        if (await api.run(run_id))["counts"] == shown["counts"]:
+            break
     counts = shown["counts"]
     by_state = Counter(row["state"] for row in rows)
     assert shown["total"] == len(set(items)) == settled_of(shown) + counts["waiting"]
