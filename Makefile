@@ -33,18 +33,18 @@ architecture: $(READY)  ## who may import what
 	$(BIN)/lint-imports
 
 MODEL := tests/policies/test_lease_model.py
-STORES := tests/gateway/store
+BESIDE := tests/gateway/store tests/policies tests/gateway/soap tests/gateway/config
 PROCESSES := tests/e2e tests/gateway/runner tests/gateway/loading/test_processes.py
 unit: $(READY)   ## tests with branch coverage: policies/ 100 %, all at least 90 %
 	$(BIN)/coverage erase
-	@# Side by side: what waits for databases, what computes, and the model of shared slots, untraced (tracing triples its
-	@# time, and tells nothing). Then what drills real processes, which has the machine for itself.
+	@# Two halves side by side, and the model of shared slots, untraced (tracing triples its time, and tells nothing).
+	@# Then what drills real processes, which has the machine for itself.
 	@logs=$$(mktemp -d); status=0; \
 	  $(BIN)/pytest -q $(MODEL) > $$logs/model 2>&1 & model=$$!; \
-	  $(BIN)/coverage run -m pytest $(STORES) > $$logs/stores 2>&1 & stores=$$!; \
-	  PYTHONASYNCIODEBUG= $(BIN)/coverage run -m pytest $(addprefix --ignore=,$(MODEL) $(STORES) $(PROCESSES)) || status=1; \
-	  for one in $$model $$stores; do wait $$one || status=1; done; \
-	  cat $$logs/model $$logs/stores; rm -r $$logs; exit $$status
+	  $(BIN)/coverage run -m pytest $(BESIDE) --ignore=$(MODEL) > $$logs/beside 2>&1 & beside=$$!; \
+	  PYTHONASYNCIODEBUG= $(BIN)/coverage run -m pytest $(addprefix --ignore=,$(BESIDE) $(PROCESSES)) || status=1; \
+	  for one in $$model $$beside; do wait $$one || status=1; done; \
+	  cat $$logs/model $$logs/beside; rm -r $$logs; exit $$status
 	$(BIN)/coverage run -m pytest $(PROCESSES)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policies/*' --fail-under=100
