@@ -63,7 +63,7 @@ async def test_while_two_clocks_disagree_bulk_starts_only_where_both_are_open(tm
 
 
 async def test_a_restart_at_0759_starts_nothing_at_0800_and_one_at_1701_goes_on(tmp_path: Path) -> None:
-    items = keys("r", 320, CONSULT)
+    items = keys("r", 700, CONSULT)
     loop = asyncio.get_running_loop()
     async with source_at_work(0.05) as source:
         replica = configured(tmp_path, source.url, at=DAY.replace(hour=7, minute=59, second=48))
@@ -77,7 +77,7 @@ async def test_a_restart_at_0759_starts_nothing_at_0800_and_one_at_1701_goes_on(
             await api.reaches(run_id, settled=10)
             await replica.stop()
             before = source.number
-            clock.skip_to(DAY.replace(hour=7, minute=59, second=48))  # a busy machine takes seconds to start it
+            clock.skip_to(DAY.replace(hour=7, minute=59, second=55))  # a busy machine takes seconds to start it
             restarted = loop.time()
             await replica.start()
             await until(lambda: clock.wall() >= DAY.replace(hour=8, second=1), 30)

@@ -186,6 +186,7 @@ def gateway(configuration: Configuration, tmp_path: Path) -> Iterator[subprocess
         text=True,
         env=environ,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background ignores it
     ) as process:
         assert process.stdout is not None
         try:
