@@ -209,8 +209,12 @@ class RunsSide(Side):
 
 async def _make_partitions(connection: asyncpg.Connection, number: int) -> None:
     await connection.execute(f"update run set part = {number} where id = {number}")  # noqa: S608 - numbers
+    # Made apart and attached: `create table … partition of` locks the parent against everybody who reads it.
     for table in ("item", "result"):
-        await connection.execute(f"create table {table}_{number} partition of {table} for values in ({number})")
+        await connection.execute(
+            f"create table {table}_{number} (like {table} including storage including constraints)"
+        )
+        await connection.execute(f"alter table {table} attach partition {table}_{number} for values in ({number})")
     await connection.execute(
         f"create unique index item_{number}_key on item_{number} (key_tag) where key_tag is not null"
     )

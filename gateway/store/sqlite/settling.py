@@ -1,7 +1,8 @@
 """Settling: results, returned items and marks written in one go; what a dead process left; a person's word.
 
 Rules that always hold:
-- The first result of an item stays; a result takes the item off the returned.
+- The first result of an item stays; a result takes the item off the returned. That an earlier sending is in doubt is
+  no news once a person has decided to repeat it: a settlement may come twice, when its answer was lost.
 - A run's counts change with its rows. Its attempts are the sum of those of its settled and returned items.
 - Every claimed position is in its batch, among the returned, or settled: a batch with anything left does not end.
 """
@@ -39,6 +40,8 @@ select i.id, l.run_id, ?3, i.seq, ?4, ?5, ?6, ?7, ?8, ?9 from lane l join item i
 where l.lane_id = ?2 and ?1 < (l.lane_id << 32) + l.next
 on conflict do nothing returning run_id
 """
+_IS_REPEATED = "select 1 from returned where id = ? and why = 'repeat' and batch_id is not ?"
+"""A person has decided that the item is sent again, and this batch is not the one that does so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +215,8 @@ def _write_result(tx: Transaction, result: Result, books: _Books) -> int | None:
         raise StoreError(f"{result.state.value} does not settle an item.")
     item_id = result.lane_id << 32 | result.position
     state = STATES.index(result.state)
+    if state == IN_DOUBT and tx.db.execute(_IS_REPEATED, (item_id, result.batch_id)).fetchone():
+        return None
     values = (item_id, result.lane_id, state, result.attempts)
     rest = (result.status, result.code, result.took_ms, tx.now, result.sealed)
     row = tx.db.execute(_INSERT_RESULT, (*values, *rest)).fetchall()

@@ -65,6 +65,7 @@ class Books:
     totals: Counter[int] = field(default_factory=Counter)
     claimed: Counter[int] = field(default_factory=Counter)
     seqs: dict[Place, int] = field(default_factory=dict)
+    repeated: set[Place] = field(default_factory=set)  # a person's word, until their next sending has ended
 
 
 class Life(RuleBasedStateMachine):
@@ -189,6 +190,7 @@ class Life(RuleBasedStateMachine):
             return
         again = in_doubt = 0
         for place in sorted(held.left):
+            self.books.repeated.discard(place)
             made = self.books.attempts.pop(place, 0)
             maybe_sent = place[1] < held.armed
             if maybe_sent and not self.repeatable[place[0]]:
@@ -236,6 +238,7 @@ class Life(RuleBasedStateMachine):
         )
         if decision == "repeat":
             self.books.waiting[place] = Waiting(made, delayed=False)
+            self.books.repeated.add(place)
         else:
             self.books.settled[place] = (ItemState.DONE if decision == "accept" else ItemState.FAILED, made)
         if len(doubtful) == 1 and self.state is RunState.PAUSED and self.for_doubt:
@@ -329,8 +332,13 @@ class Life(RuleBasedStateMachine):
 
     def _result(self, result: Result) -> bool:
         place = (result.lane_id, result.position)
+        held_here = self.books.held.get(result.batch_id)
+        sends_it = held_here is not None and place in held_here.left
         if place in self.books.settled:
             return False
+        if result.state is ItemState.IN_DOUBT and place in self.books.repeated and not sends_it:
+            return False
+        self.books.repeated.discard(place)
         self.books.waiting.pop(place, None)
         self.books.attempts.pop(place, None)
         for held in self.books.held.values():
@@ -345,6 +353,7 @@ class Life(RuleBasedStateMachine):
             held.left.discard(place)
             self.books.attempts.pop(place, None)
             self.books.waiting[place] = Waiting(returned.attempts, returned.delay_s > 0)
+            self.books.repeated.discard(place)
 
 
 def test_every_item_is_settled_once_in_whatever_order(open_store: OpenStore, tmp_path: Path) -> None:

@@ -497,6 +497,21 @@ async def test_an_item_in_doubt_is_repeated_by_a_persons_word(store: Store) -> N
     assert (found.state, found.counts, found.attempts) == (RunState.COMPLETED, Counts(done=1), 2)
 
 
+async def test_a_settlement_that_comes_twice_does_not_undo_a_persons_word(store: Store) -> None:
+    run, lane_id = await ready_run(store, 1, WRITES)
+    batch = await claimed(store, lane_id)
+    first = settlement(results=[result(batch, 0, ItemState.IN_DOUBT)], finished=[batch])
+    await store.settle(first)
+    await store.decide(run.id, 0, "repeat", author="anna", reason="not there")
+    assert (await store.settle(first)).stored == 0  # its answer was lost, so it is said again
+    assert (await state_of(store, run)).counts == Counts()
+    second = await store.claim_returned(lane_id, "here", size=1)
+    assert second is not None
+    assert (await store.settle(first)).stored == 0
+    await store.settle(settlement(results=[result(second, 0, ItemState.IN_DOUBT, attempts=2)], finished=[second]))
+    assert (await state_of(store, run)).counts == Counts(in_doubt=1)
+
+
 async def test_a_persons_pause_outlasts_the_last_decision(store: Store) -> None:
     run, lane_id = await ready_run(store, 1, WRITES)
     batch = await claimed(store, lane_id)
