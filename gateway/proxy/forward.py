@@ -232,9 +232,9 @@ class Proxy:
         if refused is None and run_id is not None:
             refused = await self._not_of_run(call, run_id)
         observes = self._observes(prepared.site)
+        hints = OF_RUNS if run_id is not None else {}
         if refused is not None and not observes:
-            hint = OF_RUNS.get(refused.reason, "") if run_id is not None else ""
-            return await self._refuse(inbound, call, prepared, refused, hint=hint)
+            return await self._refuse(inbound, call, prepared, refused, hint=hints.get(refused.reason, ""))
         if refused is not None:
             call.would_refuse = refused.reason
         has_body = inbound.has_body or prepared.fields.chunked
@@ -248,10 +248,10 @@ class Proxy:
         try:
             return await self._admitted(inbound, call, prepared, outbound, sources)
         except RefusedError as refused_by_slots:
-            queues = prepared.site.settings.bulk.closed == "queue" and refused_by_slots.reason in PASSES
-            if may_store and queues:
+            if may_store and prepared.site.settings.bulk.closed == "queue" and refused_by_slots.reason in PASSES:
                 return await self._store(inbound, call, bulk, instead_of=refused_by_slots)
-            return await self._refuse(inbound, call, prepared, refused_by_slots)
+            hint = hints.get(refused_by_slots.reason, "")
+            return await self._refuse(inbound, call, prepared, refused_by_slots, hint=hint)
 
     async def _not_of_run(self, call: Call, run_id: str) -> RefusedError | None:
         """Let a call join the run that it names, or say why it may not."""
@@ -291,6 +291,8 @@ class Proxy:
             hold_s = prepared.site.settings.hold_total
             try:
                 async with self._slots.slot(sources, call.flow, hold_s=hold_s, observe=observe) as slot:
+                    if call.run and (over := await self._not_of_run(call, call.run)) is not None:
+                        raise over  # paused, or ended, while it waited
                     call.waited += perf_counter() - asked
                     call.pools = slot.pools  # those of a configuration that came meanwhile
                     async with prepared.site.hearing.of(call, sources) as heard:

@@ -23,11 +23,12 @@ from gateway.proxy.calls import Call
 from gateway.proxy.kept import Behind, Noted
 from gateway.proxy.relay import CutError
 from gateway.upstream import Answer, GuardClosedError, UpstreamError
-from policies.model import UNCLASSIFIED
+from policies.model import UNCLASSIFIED, ItemState
 from policies.recovery import AnswerFacts, Disposition, Trouble, disposition
 from policies.statuses import Kind
 
-MOST_OCTETS = 256 * 1024
+MOST_OCTETS = 4 * 1024 * 1024
+"""Held for each bulk call in progress, of which there are as many as the caps allow."""
 LARGE = 64 * 1024
 """Octets from which an answer is read in a thread: a millisecond of the event loop."""
 
@@ -95,7 +96,9 @@ class Hearing:
         assert answer is not None
         if body is None:
             self._metrics.business(call.label, Kind.UNKNOWN)
-            self._told(call, sources, None, technical=answer.status >= 500)
+            state = ItemState.DONE if answer.status < 400 else ItemState.FAILED
+            judged = Disposition(state, f"HTTP {answer.status}", "its answer is too large to be read", Kind.UNKNOWN)
+            self._told(call, sources, judged, technical=answer.status >= 500)
             return
         asked = (answer.status, _field(answer, b"content-type"), _field(answer, b"content-encoding"), body)
         if len(body) <= LARGE and self._is_warm:
