@@ -261,7 +261,7 @@ class Encoder:
         except (MalformedBodyError, TooLargeError, UnsoundMultipartError):
             raise FaultyError("cannot be read", "Leave it out, or mend it.") from None
         if why := not_storable(root):
-            raise FaultyError(f"would be stale when it is sent: {why}", "Leave WS-Security times and nonces out.")
+            raise FaultyError(why, "Leave WS-Security times, nonces and passwords out.")
         return found
 
     def _new_head(self, found: Digest, path: str, action: str, content_type: str) -> _Head:

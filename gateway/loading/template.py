@@ -89,7 +89,7 @@ def _digest(marked: bytes, selectors: Selectors, content_type: str) -> Digest:
             why += ". A {{column}} may stand in text and in the value of an attribute only"
         raise UnreadableError(f"The template is no message that can be sent: {why}.")
     if why := not_storable(marked):
-        raise UnreadableError(f"It would be stale when it is sent: {why}. Leave WS-Security times and nonces out.")
+        raise UnreadableError(f"A message of it {why}. Leave WS-Security times, nonces and passwords out.")
     return found
 
 

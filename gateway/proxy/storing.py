@@ -72,7 +72,9 @@ class _Open:
 
 
 def has_no_credentials(asked: Asked, upstream: UpstreamSettings) -> str:
-    """Say why a call cannot be stored for lack of credentials of its route's own; empty: it can."""
+    """Say why a call cannot be stored for the credentials that it carries; empty: it can."""
+    if asked.fields.read.get(b"cookie"):
+        return "It carries a cookie, which is never stored: send the call while bulk is let through, without Prefer."
     if asked.fields.read.get(b"authorization") and upstream.credentials is None:
         return (
             "It carries credentials, which are never stored, and the upstream of its route has none of its own: give "
@@ -82,12 +84,12 @@ def has_no_credentials(asked: Asked, upstream: UpstreamSettings) -> str:
 
 
 async def is_stale(asked: Asked, body: bytes) -> str:
-    """Say why a message would not be accepted any more when it is sent; empty: nothing speaks against it."""
+    """Say why a message must not be kept until it is sent; empty: nothing speaks against it."""
     if len(body) > LARGE:
         why = await asyncio.to_thread(_is_stale, asked.content_type, asked.content_encoding, body)
     else:
         why = _is_stale(asked.content_type, asked.content_encoding, body)
-    return f"It would be stale when it is sent: {why}." if why else ""
+    return f"It {why}." if why else ""
 
 
 def _is_stale(content_type: str, content_encoding: str, body: bytes) -> str:

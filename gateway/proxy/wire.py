@@ -34,6 +34,7 @@ _READ = frozenset(
         b"connection",
         b"content-encoding",
         b"content-type",
+        b"cookie",
         b"expect",
         b"prefer",
         b"soapaction",

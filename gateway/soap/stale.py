@@ -1,7 +1,8 @@
-"""Whether a message would be stale, or a replay, when it is sent hours later: then it must not be stored.
+"""Whether a message must not be stored: it would be stale, or a replay, when it is sent, or holds a credential.
 
 WS-Security (OASIS Web Services Security 1.1.1, sections 10 and Username Token Profile 3.1): a `Timestamp` that expires,
-and a `UsernameToken` with a nonce or a time of its making, are good for minutes only. Signatures alone are not.
+a `UsernameToken` with a nonce or a time of its making, and a SAML assertion (SAML Token Profile 1.1.1) are good for
+minutes only. Signatures alone are not. A password is a credential, and none is ever stored.
 
 Rules that always hold: only the Header is read; nothing raises because of a message; what cannot be read says nothing.
 """
@@ -13,10 +14,15 @@ _WSSE = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-sece
 _PIECE = 4096
 _MARKS = (b"oasis-200401-wss", b"\x00")
 """Octets without which a message has no WS-Security; UTF-16 is told by its zeros."""
-_STALE = {
-    (f"{_WSU}Timestamp", f"{_WSU}Expires"): "its WS-Security timestamp expires",
-    (f"{_WSSE}UsernameToken", f"{_WSSE}Nonce"): "its user name token has a nonce, good for one sending",
-    (f"{_WSSE}UsernameToken", f"{_WSU}Created"): "its user name token says when it was made",
+_STALE = "would be stale when it is sent"
+_ASSERTION = f"{_STALE}: its SAML assertion is good for minutes"
+_WHY = {
+    (f"{_WSU}Timestamp", f"{_WSU}Expires"): f"{_STALE}: its WS-Security timestamp expires",
+    (f"{_WSSE}UsernameToken", f"{_WSSE}Nonce"): f"{_STALE}: its user name token has a nonce, good for one sending",
+    (f"{_WSSE}UsernameToken", f"{_WSU}Created"): f"{_STALE}: its user name token says when it was made",
+    (f"{_WSSE}UsernameToken", f"{_WSSE}Password"): "holds a password, and credentials are never stored",
+    (f"{_WSSE}Security", "urn:oasis:names:tc:SAML:1.0:assertion}Assertion"): _ASSERTION,
+    (f"{_WSSE}Security", "urn:oasis:names:tc:SAML:2.0:assertion}Assertion"): _ASSERTION,
 }
 
 
@@ -27,7 +33,7 @@ class _Found(Exception):  # noqa: N818  # leaves the parser; nobody else sees it
 
 
 def not_storable(body: bytes) -> str:
-    """Say why a message, not compressed, would be stale when it is sent later; empty: it would not."""
+    """Say why a message, not compressed, must not be stored, as the end of a sentence about it; empty: it may."""
     if not any(mark in body for mark in _MARKS):
         return ""
     path: list[str] = []
@@ -35,7 +41,7 @@ def not_storable(body: bytes) -> str:
     def start(name: str, _attributes: object) -> None:
         if len(path) == 1 and name.endswith("}Body"):
             raise _Found("")
-        if path and (why := _STALE.get((path[-1], name))) is not None:
+        if path and (why := _WHY.get((path[-1], name))) is not None:
             raise _Found(why)
         path.append(name)
 

@@ -157,6 +157,14 @@ async def test_a_message_that_would_be_stale_at_night_is_not_stored(
     assert "stale" in said(refused)["hint"]
 
 
+async def test_a_call_with_a_cookie_is_not_stored_without_it(tmp_path: Path, morning: JumpingClock) -> None:
+    async with raw_server(OK) as server, storing(tmp_path, server.url, clock=morning) as site:
+        refused = await site.run.ask(post("/bulk/x", envelope(), PREFER, "Cookie: session=fictive"))
+        assert await site.runs() == []
+    assert said(refused)["reason"] == "not_storable"
+    assert "cookie" in said(refused)["hint"]
+
+
 async def test_without_a_store_a_call_that_would_be_stored_is_refused_and_others_go_on(tmp_path: Path) -> None:
     async with raw_server(OK) as server, gateway_over(tmp_path, server.url) as run:
         refused = await run.ask(post("/bulk/x", envelope(), PREFER))

@@ -1,4 +1,4 @@
-"""Messages that would be stale, or a replay, at night are told apart from those that would not."""
+"""Messages that must not be stored (stale or a replay at night, with a password) are told from those that may."""
 
 import pytest
 from hypothesis import given
@@ -30,6 +30,9 @@ EXPIRES = "<u:Timestamp><u:Created>a</u:Created><u:Expires>b</u:Expires></u:Time
         ("<u:Timestamp><u:Created>a</u:Created></u:Timestamp>", ""),
         ("<o:UsernameToken><o:Username>a</o:Username></o:UsernameToken>", ""),
         ("<o:BinarySecurityToken>abc</o:BinarySecurityToken>", ""),
+        ("<o:UsernameToken><o:Username>a</o:Username><o:Password>b</o:Password></o:UsernameToken>", "password"),
+        ('<a:Assertion xmlns:a="urn:oasis:names:tc:SAML:2.0:assertion"/>', "SAML"),
+        ('<a:Assertion xmlns:a="urn:oasis:names:tc:SAML:1.0:assertion"/>', "SAML"),
     ],
 )
 def test_what_is_good_for_minutes_is_not_storable(security: str, why: str) -> None:
