@@ -2,6 +2,7 @@
 
 Rules that always hold:
 - On the socket (mode 0600) the kernel says who it is (SO_PEERCRED); no token is looked at, and the peer may do all.
+- Nobody has the name under which the gateway itself writes in the books.
 - Over TCP, without a token in the configuration, nobody may do anything.
 - Tokens are compared by their SHA-256, all of them, in constant time; what was sent is never kept or told.
 - A request whose Host is not ours is not answered: a page in somebody's browser, whose name was made to lead here
@@ -22,6 +23,7 @@ from aiohttp import web
 
 from gateway.admin.problems import ProblemError
 from gateway.config import Administration, Token
+from gateway.records import GATEWAY
 
 Role = Literal["viewer", "operator"]
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
@@ -49,11 +51,11 @@ def asker_of(request: web.Request, administration: Administration) -> Asker:
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the caller is gone")
-    listening = transport.get_extra_info("sockname")
-    if isinstance(listening, tuple):
-        check_host(request.headers.get("Host", ""), listening[:2], administration.hosts)
-        return _of_token(request, administration.tokens)
-    return Asker(peer_user(transport.get_extra_info("socket").fileno()), "operator")
+    connection = transport.get_extra_info("socket")
+    if connection.family == socket.AF_UNIX:
+        return Asker(_of_person(peer_user(connection.fileno())), "operator")
+    check_host(request.headers.get("Host", ""), connection.getsockname()[:2], administration.hosts)
+    return _of_token(request, administration.tokens)
 
 
 def peer_user(descriptor: int) -> str:
@@ -99,4 +101,8 @@ def _of_token(request: web.Request, tokens: Sequence[Token]) -> Asker:
             "Send `Authorization: Bearer TOKEN`; `bcss-gateway token` makes one.",
             headers={"WWW-Authenticate": 'Bearer realm="bcss-gateway"'},
         )
-    return Asker(fitting[0].name, fitting[0].role)
+    return Asker(_of_person(fitting[0].name), fitting[0].role)
+
+
+def _of_person(name: str) -> str:
+    return name if name != GATEWAY else f"{name} (a person)"

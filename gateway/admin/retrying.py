@@ -2,8 +2,8 @@
 
 Their requests are opened and sealed again under the new run's key; their lanes are known, so that nothing is classified
 anew. Rules that always hold: the run they come from has ended or is paused, so that nothing of it is sent twice by
-accident; a retry that broke off goes on where it was when it is asked again with the same Idempotency-Key; items in
-doubt are not among them, since a person decides those.
+accident; a retry that broke off goes on where it was when it is asked again with the same Idempotency-Key; an item
+keeps the number that it has in the old run; items in doubt are not among them, since a person decides those.
 """
 
 import asyncio
@@ -81,15 +81,11 @@ async def _copy(call: Call, old: RunRecord, old_key: RunKey, run: RunRecord, sta
     store = call.desk.store
     new_key = key_of(call.desk, run)
     lanes = {lane.lane_id: lane.key for lane, _ in await store.lanes(old.id)}
-    after, number = -1, 0
+    after = run.received - 1
     while page := await store.items(old.id, states, after=after, limit=PAGE, requests=True):
         after = page[-1].seq
-        if number + len(page) > run.received:
-            items = await asyncio.to_thread(_sealed_anew, page, old, old_key, run, new_key, lanes, number)
-            await store.add_items(run.id, items, received=number + len(page))
-        number += len(page)
-        if len(page) < PAGE:
-            break
+        items = await asyncio.to_thread(_sealed_anew, page, old, old_key, run, new_key, lanes)
+        await store.add_items(run.id, items, received=after + 1)
 
 
 def _sealed_anew(
@@ -99,11 +95,11 @@ def _sealed_anew(
     run: RunRecord,
     new_key: RunKey,
     lanes: Mapping[int, LaneKey],
-    number: int,
 ) -> list[NewItem]:
     items = []
-    for seq, item in enumerate(page, number):
-        request = old_key.unseal("request", old.public_id, item.seq, item.sealed_request)
+    for item in page:
+        seq = item.seq
+        request = old_key.unseal("request", old.public_id, seq, item.sealed_request)
         client_key = opened_key(old_key, old, item)
         items.append(
             NewItem(

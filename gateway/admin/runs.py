@@ -8,6 +8,7 @@ Rules that always hold:
 """
 
 import base64
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,6 +62,8 @@ async def create(call: Call, given: Mapping[str, Any], *, form: str = "") -> Run
     key, wrapped = desk.ring.new_key()
     options = {name: given[name] for name in _KEPT if name in given}
     options["retention_s"] = configuration.settings.runs.retention
+    # What was asked, keyed: the same idempotency key with something else is a mistake, and told.
+    options["asked"] = desk.ring.tag(json.dumps([form, dict(given)], sort_keys=True, default=str)).hex()
     if form:
         options["format"] = form
     if "template" in given:
@@ -88,8 +91,10 @@ async def create(call: Call, given: Mapping[str, Any], *, form: str = "") -> Run
         idempotency_key=call.query.get("Idempotency-Key", ""),
     )
     run = await desk.store.create_run(new)
-    if (run.kind, run.client) != (new.kind, new.client):
-        raise ProblemError(409, "This Idempotency-Key belongs to a run of another kind.", "Send a key of its own.")
+    if run.options.get("asked") != options["asked"]:
+        raise ProblemError(
+            409, "This Idempotency-Key was sent before, with something else asked.", "Send a key of its own."
+        )
     if is_client and run.state is RunState.LOADING:
         run = await desk.store.change_state(
             run.id,

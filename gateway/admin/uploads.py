@@ -64,6 +64,13 @@ class Uploads:
     async def make_whole(self, call: Call) -> web.Response:
         """Make a run of one request, and have it begin."""
         run = await create(call, one_shot_parameters(call), form=MEDIA_TYPES[call.media_type])
+        if run.state is RunState.CANCELLED:
+            raise ProblemError(
+                409,
+                "The run of this Idempotency-Key was cancelled: nothing was taken in.",
+                "Send it again with another key.",
+                state=run.state.value,
+            )
         if run.state is not RunState.LOADING:  # the idempotency key is known, and the first request was completed
             return answered(shown_run(run), 200, _location(run))
         try:

@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from random import Random
 
 from gateway.log import EventLog
@@ -29,7 +30,7 @@ from gateway.runner.recovering import Recovery
 from gateway.runner.sending import Site
 from gateway.sealing import KeyRing
 from gateway.slots import Slots
-from gateway.store.interface import Store, StoreError
+from gateway.store.interface import StateError, Store, StoreError
 from policies.leases import Times
 from policies.model import ALL_SOURCES, Clock, RunKind, RunState, Standing, StoreDownError
 
@@ -220,9 +221,27 @@ class Runner:
             after = page[-1].id
 
     async def _purge(self) -> None:
+        await self._give_up_uploads()
         for record in await self._store.to_purge(self._clock.wall()):
             await self._store.purge(record.id, author=GATEWAY)
             self._log.info("run purged", run=record.public_id)
+
+    async def _give_up_uploads(self) -> None:
+        oldest = self._clock.wall() - timedelta(seconds=self._site.settings.runs.retention)
+        after = 0
+        while page := await self._store.runs([RunState.LOADING], after=after, limit=PAGE):
+            after = page[-1].id
+            for record in page:
+                if record.changed_at < oldest:
+                    with suppress(StateError):  # it was made ready, or cancelled, meanwhile
+                        await self._store.change_state(
+                            record.id,
+                            RunState.CANCELLED,
+                            author=GATEWAY,
+                            reason="its upload was never completed",
+                            expected=(RunState.LOADING,),
+                        )
+                        self._log.warning("upload given up", run=record.public_id, remedy="Submit it again.")
 
     # What the parts tell each other.
 

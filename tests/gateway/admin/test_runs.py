@@ -113,6 +113,25 @@ async def test_the_same_idempotency_key_finds_the_same_run(api: Api) -> None:
             async with asking.post("/api/v1/runs", json={"path": "/SOA/x"}) as answer:
                 ids.append((await answer.json())["id"])
         assert ids[0] == ids[1]
+        async with asking.post("/api/v1/runs", json={"path": "/SOA/x", "priority": 1}) as answer:
+            assert answer.status == 409, "something else is asked"
+        async with asking.post(f"/api/v1/runs/{ids[0]}/cancel", json={"reason": "wrong file"}) as answer:
+            assert answer.status == 200
+
+
+async def test_a_cancelled_run_is_not_told_as_the_success_of_a_request_that_is_repeated(api: Api) -> None:
+    query = {"path": "/SOA/x", "start": "false"}
+    headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": "night-2"}
+    async with api.client(**headers) as asking:
+        async with asking.post("/api/v1/runs", params=query, data=entry()) as answer:
+            run_id = (await answer.json())["id"]
+        async with asking.post(
+            f"/api/v1/runs/{run_id}/cancel", json={"reason": "x"}, headers={"Content-Type": "application/json"}
+        ) as answer:
+            assert answer.status == 200, await answer.text()
+        async with asking.post("/api/v1/runs", params=query, data=entry()) as answer:
+            assert answer.status == 409
+            assert "another key" in (await answer.json())["remedy"]
 
 
 async def test_a_template_is_stored_sealed(api: Api) -> None:
@@ -273,7 +292,9 @@ async def test_rejects_tell_code_and_meaning_and_make_a_run_of_their_own(api: Ap
     batch = await api.store.claim(lane.lane_id, "me", size=5, window=5)
     assert batch is not None
     key = api.ring.unwrap(fresh.wrapped_key or b"")
-    opened = [key.unseal("request", fresh.public_id, item.seq, item.sealed) for item in await api.store.fetch(batch)]
+    items = await api.store.fetch(batch)
+    assert [item.seq for item in items] == [1, 2], "the numbers that they have in the old run"
+    opened = [key.unseal("request", fresh.public_id, item.seq, item.sealed) for item in items]
     assert [octets[-16:] for octets in opened] == [b"<asked seq='1'/>", b"<asked seq='2'/>"]
 
 

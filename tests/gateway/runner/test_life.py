@@ -76,6 +76,18 @@ async def test_a_purge_is_made_when_its_time_has_come(tmp_path: Path) -> None:
     assert purged.counts.done == 5
 
 
+async def test_an_upload_that_nobody_completes_is_given_up_after_the_retention(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    async with patient(tmp_path, "http://127.0.0.1:9", clock=clock) as run:
+        mass = await opened(run)
+        record = await submit(mass, 3, ready=False)
+        await asyncio.sleep(0.5)
+        await until(mass, record, RunState.LOADING)
+        clock.skip(days=31)
+        given_up = await until(mass, record, RunState.CANCELLED)
+    assert (given_up.changed_by, given_up.reason) == (GATEWAY, "its upload was never completed")
+
+
 async def test_a_run_whose_route_is_gone_waits_and_says_so(tmp_path: Path) -> None:
     async with standing_in() as stand_in, patient(tmp_path, stand_in.url) as run:
         mass = await opened(run)
