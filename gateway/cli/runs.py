@@ -3,7 +3,6 @@
 Every command asks the running gateway over its socket; the user who runs it is the author of what it does.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from gateway.cli import showing
 from gateway.cli.asking import BrokenOffError, Gateway
+from gateway.cli.keeping import NotWholeError, keep
 
 app = typer.Typer(name="runs", help="Mass runs: submit, follow, steer, fetch what came of them.", no_args_is_help=True)
 DEFAULT_CONFIG = Path("config.yaml")
@@ -247,9 +247,14 @@ def results(
     state: Annotated[
         list[str] | None, typer.Option(help="done, rejected, failed or in_doubt. May be repeated.")
     ] = None,
-    after: Annotated[int, typer.Option(help="Only items with a larger sequence number.")] = -1,
+    after: Annotated[
+        int, typer.Option(help="Only items with a larger sequence number; with --output, added to the file.")
+    ] = -1,
 ) -> None:
     """Fetch what was settled so far, with the answers byte for byte. They are personal data: mind where they go."""
+    if form == "zip" and output is not None and after >= 0 and output.exists():
+        print(f"{output}: nothing can be added to a ZIP. Name another file.", file=sys.stderr)
+        raise typer.Exit(2)
     if form == "zip" and output is None and sys.stdout.isatty():
         print("A ZIP is nothing for a terminal. Say --output FILE.", file=sys.stderr)
         raise typer.Exit(2)
@@ -263,18 +268,17 @@ def results(
                 sys.stdout.buffer.write(octets)
             sys.stdout.buffer.flush()
         else:
-            unfinished = output.with_name(output.name + ".part")
-            with open(unfinished, "wb", opener=_private) as file:
-                for octets in parts:
-                    file.write(octets)
-            unfinished.replace(output)
-    except BrokenOffError:
-        print("The answer broke off: what came is not whole. Ask again, with --after to go on.", file=sys.stderr)
+            keep(parts, output, adds=after >= 0, lines=form == "ndjson")
+    except NotWholeError as error:
+        print(error, file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    except BrokenOffError:
+        print(
+            "The answer broke off: its last line may not be whole. Ask again with --after, and the `seq` of the last "
+            "whole one.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1) from None
 
 
 def _listed(name: str, run: str, config: Path, socket: Path | None, as_json: bool, empty: str) -> None:
