@@ -5,6 +5,9 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Where it is set, each of the many processes that tests and benches start would compile the gateway anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-ops lint types architecture unit bench bench-runs drill lock clean
 

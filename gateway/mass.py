@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from gateway.sealing import KeyRing
     from gateway.store.interface import Store
 
+FIRST_CALLS_S = 0.05
+"""Calls that waited for this start go first: what is imported behind the listeners keeps the interpreter busy for a
+quarter of a second."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 """Between attempts to open a store that does not answer."""
@@ -107,6 +110,7 @@ class MassRuns:
                 interruption of everything.
         """
         try:
+            await asyncio.sleep(FIRST_CALLS_S)
             async with asyncio.TaskGroup() as tasks:
                 self.opened = opened = await self._open()
                 if opened is None or self._stopping:

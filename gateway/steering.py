@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gateway import __version__
 from gateway.config import Configuration
 from gateway.log import EventLog
-from gateway.mass import MassRuns, Opened
+from gateway.mass import FIRST_CALLS_S, MassRuns, Opened
 from gateway.slots import Slots
 from policies.model import Clock
 
@@ -50,6 +50,7 @@ class Steering:
 
     async def run(self) -> None:
         """Serve the API until cancelled. That it cannot be served is told, and stops nothing else."""
+        await asyncio.sleep(FIRST_CALLS_S)
         try:
             await asyncio.to_thread(_import)
             self.served = await self._start()
