@@ -72,13 +72,12 @@ class _Open:
 
 
 def has_no_credentials(asked: Asked, upstream: UpstreamSettings) -> str:
-    """Say why a call cannot be stored for the credentials that it carries; empty: it can."""
-    if asked.fields.read.get(b"cookie"):
-        return "It carries a cookie, which is never stored: send the call while bulk is let through, without Prefer."
-    if asked.fields.read.get(b"authorization") and upstream.credentials is None:
+    """Say why a call cannot be stored for the credentials that it carries; empty: it can. A cookie may be one."""
+    read = asked.fields.read
+    if (read.get(b"authorization") or read.get(b"cookie")) and upstream.credentials is None:
         return (
-            "It carries credentials, which are never stored, and the upstream of its route has none of its own: give "
-            "it `credentials`, or send the call while bulk is let through, without Prefer."
+            "It carries credentials (or a cookie), which are never stored, and the upstream of its route has none of "
+            "its own: give it `credentials`, or send the call while bulk is let through, without Prefer."
         )
     return ""
 
