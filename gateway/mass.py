@@ -222,7 +222,11 @@ class MassRuns:
 
 
 def _import(shared: bool) -> None:
-    for room in ("gateway.runner", "gateway.store.postgres" if shared else "gateway.store.sqlite"):
+    for room in (
+        "gateway.runner",
+        "gateway.proxy.desk",
+        "gateway.store.postgres" if shared else "gateway.store.sqlite",
+    ):
         import_module(room)
 
 

@@ -14,7 +14,6 @@ Never sends a call; the runner does.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from gateway.inbound import Inbound
 from gateway.log import EventLog
@@ -22,56 +21,22 @@ from gateway.packing import StoredAnswer, StoredRequest, storable
 from gateway.proxy.calls import Call, request_id_of
 from gateway.proxy.fetching import NoAnswer, Waiting, fetched, handle_of, location_of
 from gateway.proxy.kept import Behind
-from gateway.proxy.prefer import APPLIED, prefers_async, without_async
-from gateway.proxy.refusing import plain, problem, send
-from gateway.proxy.site import Prepared, Site
+from gateway.proxy.prefer import APPLIED, without_async
+from gateway.proxy.refusing import NotKeptError, plain, problem, send
+from gateway.proxy.site import BulkCall, Site
 from gateway.proxy.storing import Storable, Storing, has_no_credentials, is_stale
 from gateway.proxy.wire import answer_head, request_fields, unsound
 from gateway.records import LaneKey
-from gateway.slots import RefusedError
 from gateway.soap import FaultAnswer
 from gateway.store.interface import StoreError
 from policies.model import Clock, Reason, Refusal, StoreDownError
 
-PASSES = frozenset({Reason.OFFICE_HOURS, Reason.COOLING_DOWN, Reason.HELD})
-"""Refusals that a stored call sits out, under `closed: queue`. A full queue is over in seconds, and a call that waits
-for it is better sent by its caller."""
 _ACCEPTED = b"Accepted"
 _MEANWHILE = "The store does not answer, or is not open yet. Nothing was stored: send the call again."
 _PERHAPS = (
     "The store did not answer: the call may have been stored all the same, and would then be carried out. Send it "
     "again only if its operation changes nothing."
 )
-
-
-class NotKeptError(Exception):
-    """The call was not stored. `hint` says what to do."""
-
-    def __init__(self, reason: Reason, hint: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.hint = hint
-
-
-@dataclass(frozen=True, slots=True)
-class BulkCall:
-    """A bulk call that was read and found sound."""
-
-    prepared: Prepared
-    method: bytes
-    body: bytes
-    sources: frozenset[str]
-    identity: str
-
-    @property
-    def is_storable(self) -> bool:
-        """Whether it is of the kind that is stored at all."""
-        return self.method == b"POST" and bool(self.body)
-
-    @property
-    def prefers_async(self) -> bool:
-        """Whether its caller would rather fetch the answer later."""
-        return self.is_storable and prefers_async(self.prepared.fields.read.get(b"prefer", ()))
 
 
 class Desk:
@@ -222,11 +187,3 @@ async def _handed_out(inbound: Inbound, answer: StoredAnswer, *, keep_alive: boo
     inbound.write(head, *((answer.body,) if has_body and inbound.method != b"HEAD" else ()))
     await inbound.drain()
     return keep_alive
-
-
-def refused_instead(error: NotKeptError, instead_of: RefusedError | None) -> tuple[RefusedError, str]:
-    """Return the refusal of a call that could not be stored, and its hint. What would have passed by itself stays the
-    reason where the call can never be stored: it may still be sent when bulk opens."""
-    if instead_of is not None and error.reason is Reason.NOT_STORABLE:
-        return instead_of, f"It was not stored to be sent later. {error.hint}"
-    return RefusedError(error.reason), error.hint

@@ -24,12 +24,11 @@ from hmac import compare_digest
 
 from gateway.packing import StoredAnswer, unpack_answer
 from gateway.proxy.kept import Kept
+from gateway.proxy.wire import OWN_PATHS
 from gateway.records import ItemRecord, RunRecord
 from policies.model import ItemState, RunState
 from policies.runs import ENDED
 
-OWN_PATHS = b"/.gateway/"
-"""Paths that the gateway keeps for itself on traffic listeners."""
 ASYNC_PATH = OWN_PATHS + b"async/"
 LARGE = 64 * 1024
 _HANDLE = re.compile(rb"[0-9a-f]{32}")

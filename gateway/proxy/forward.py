@@ -16,8 +16,9 @@ What is decided, is decided in `policies`.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from time import perf_counter  # uvloop's clock counts milliseconds only; these are durations for people
+from typing import TYPE_CHECKING
 
 from gateway.config import Configuration, Route
 from gateway.config import Listener as ListenerSettings
@@ -27,14 +28,13 @@ from gateway.log import EventLog, nameable
 from gateway.metrics import NO_SOURCE, Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
 from gateway.proxy.classifier import Asked
-from gateway.proxy.desk import PASSES, BulkCall, Desk, NotKeptError, refused_instead
-from gateway.proxy.fetching import OWN_PATHS
 from gateway.proxy.hearing import Heard, Hearing
 from gateway.proxy.kept import Behind, Noted, nobody, nothing
-from gateway.proxy.refusing import OF_RUNS, Refuser, plain, send, what_to_do
-from gateway.proxy.relay import CutError, relay
-from gateway.proxy.site import Prepared, Site
+from gateway.proxy.refusing import OF_RUNS, PASSES, NotKeptError, Refuser, plain, send, what_to_do
+from gateway.proxy.relay import CutError, is_fault, relay
+from gateway.proxy.site import BulkCall, Prepared, Site
 from gateway.proxy.wire import (
+    OWN_PATHS,
     RequestFields,
     is_description,
     origin_form,
@@ -47,10 +47,13 @@ from gateway.proxy.wsdl import can_be_rewritten, relay_description, translator
 from gateway.routing import outbound_target
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, TooLargeError, caller_soap_version
-from gateway.upstream import Answer, GuardClosedError, Outbound, Upstream, UpstreamError
+from gateway.upstream import GuardClosedError, Outbound, Upstream, UpstreamError
 from policies.classify import SUSPECTED
 from policies.model import UNCLASSIFIED, Clock, Reason, Refusal, Slot, TrafficClass
 from policies.suspicion import Suspicion, Thresholds
+
+if TYPE_CHECKING:
+    from gateway.proxy.desk import Desk
 
 _ADMISSIONS = 3
 """How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
@@ -83,7 +86,6 @@ class Proxy:
         self._turns = turns
         self._behind = behind
         self._noted = noted
-        self._desk = Desk(clock, log, behind)
         self._site: Site
         self.in_flight = 0  #: calls that were taken and are not over
         self.draining = False  #: stopping: answers close their connections
@@ -247,11 +249,10 @@ class Proxy:
             return await self._store(inbound, call, bulk)
         try:
             return await self._admitted(inbound, call, prepared, outbound, sources)
-        except RefusedError as refused_by_slots:
-            if may_store and prepared.site.settings.bulk.closed == "queue" and refused_by_slots.reason in PASSES:
-                return await self._store(inbound, call, bulk, instead_of=refused_by_slots)
-            hint = hints.get(refused_by_slots.reason, "")
-            return await self._refuse(inbound, call, prepared, refused_by_slots, hint=hint)
+        except RefusedError as why:
+            if may_store and prepared.site.settings.bulk.closed == "queue" and why.reason in PASSES:
+                return await self._store(inbound, call, bulk, instead_of=why)
+            return await self._refuse(inbound, call, prepared, why, hint=hints.get(why.reason, ""))
 
     async def _not_of_run(self, call: Call, run_id: str) -> RefusedError | None:
         """Let a call join the run that it names, or say why it may not."""
@@ -264,13 +265,19 @@ class Proxy:
         call.run = run_id
         return None
 
+    @cached_property
+    def _desk(self) -> "Desk":
+        from gateway.proxy.desk import Desk  # late: not needed until the store is open
+
+        return Desk(self._clock, self._log, self._behind)
+
     async def _store(
         self, inbound: Inbound, call: Call, bulk: BulkCall, *, instead_of: RefusedError | None = None
     ) -> bool:
         try:
             promise, extra = await self._desk.take_in(call, bulk)
         except NotKeptError as error:
-            refused, hint = refused_instead(error, instead_of)
+            refused, hint = error.instead_of(instead_of)
             return await self._refuse(inbound, call, bulk.prepared, refused, hint=hint)
         call.outcome, call.status = "stored", promise.status
         keep_alive = self._may_go_on(inbound)
@@ -333,7 +340,7 @@ class Proxy:
             if prepared.unseen is not None:
                 prepared.site.classifier.look(call, prepared.asked, prepared.unseen)
         call.outcome = "forwarded"
-        if _is_fault(answer):
+        if is_fault(answer):
             self._metrics.upstream_fault(call.label)
         return keep_alive
 
@@ -391,9 +398,3 @@ async def _followed(body: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
     yield body
     async for data in rest:
         yield data
-
-
-def _is_fault(answer: Answer) -> bool:
-    return answer.status == 500 and any(  # SOAP 1.1 over HTTP: a fault comes with 500 (SOAP 1.1 section 6.2)
-        name.lower() == b"content-type" and b"xml" in value.lower() for name, value in answer.headers
-    )

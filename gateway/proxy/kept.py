@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.store.interface import Store
 from policies.model import Reason
 from policies.recovery import Disposition
 
-if TYPE_CHECKING:
-    from gateway.sealing import KeyRing  # its libraries are not needed until the store is open
+if TYPE_CHECKING:  # not needed until the store is open
+    from gateway.sealing import KeyRing
+    from gateway.store.interface import Store
 
 
 class ClientRuns(Protocol):
@@ -31,7 +31,7 @@ class ClientRuns(Protocol):
 class Kept:
     """What there is once the store is open."""
 
-    store: Store
+    store: "Store"
     keys: "KeyRing"
     client_runs: ClientRuns
     wake: Callable[[], None]  #: have the runner look at once

@@ -10,8 +10,10 @@ Never waits for `wait`: it says for how long a caller would wait for more than a
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from gateway.packing import Fields
+if TYPE_CHECKING:
+    from gateway.packing import Fields
 
 APPLIED = b"Preference-Applied: respond-async"
 _PREFERENCE = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^,"])+')
@@ -23,7 +25,7 @@ def prefers_async(values: Iterable[bytes]) -> bool:
     return any(_name(one) == b"respond-async" for value in values for one in _PREFERENCE.findall(value))
 
 
-def without_async(headers: Iterable[tuple[bytes, bytes]]) -> Fields:
+def without_async(headers: Iterable[tuple[bytes, bytes]]) -> "Fields":
     """Return a header without the preference that was applied."""
     kept: list[tuple[bytes, bytes]] = []
     for name, value in headers:

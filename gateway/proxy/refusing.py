@@ -18,6 +18,7 @@ from random import Random
 
 from gateway.inbound import ClientGoneError, Inbound
 from gateway.proxy.wire import answer_head
+from gateway.slots import RefusedError
 from gateway.soap import FaultAnswer, FaultForm, answer
 from gateway.upstream import UpstreamError
 from policies.model import Clock, Reason, Refusal, SoapVersion
@@ -41,8 +42,27 @@ OF_RUNS = {
     Reason.STORE_UNAVAILABLE: "Nothing was sent: how the run stands is not known while the store does not answer.",
 }
 """What to do when a call may not join the run that it names."""
+PASSES = frozenset({Reason.OFFICE_HOURS, Reason.COOLING_DOWN, Reason.HELD})
+"""Refusals that a stored call sits out, under `closed: queue`. A full queue is over in seconds, and a call that waits
+for it is better sent by its caller."""
 AGAIN_S = 5.0
 """How soon to ask again for the answer of a stored call that may be sent any time."""
+
+
+class NotKeptError(Exception):
+    """A call was not stored. `hint` says what to do."""
+
+    def __init__(self, reason: Reason, hint: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.hint = hint
+
+    def instead_of(self, passes: RefusedError | None) -> tuple[RefusedError, str]:
+        """Return the refusal of the call, and its hint. What would have passed by itself stays the reason where the
+        call can never be stored: it may still be sent when bulk opens."""
+        if passes is not None and self.reason is Reason.NOT_STORABLE:
+            return passes, f"It was not stored to be sent later. {self.hint}"
+        return RefusedError(self.reason), self.hint
 
 
 class Refuser:

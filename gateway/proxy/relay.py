@@ -84,3 +84,10 @@ async def _stream(inbound: Inbound, answer: Answer, copy: Copy | None, *, chunke
 
 def _framed(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data) if data else b""
+
+
+def is_fault(answer: Answer) -> bool:
+    """Say whether an answer is a SOAP fault, by its status and type."""
+    return answer.status == 500 and any(  # SOAP 1.1 over HTTP: a fault comes with 500 (SOAP 1.1 section 6.2)
+        name.lower() == b"content-type" and b"xml" in value.lower() for name, value in answer.headers
+    )

@@ -13,6 +13,7 @@ from gateway.inbound import Inbound
 from gateway.inbound.turns import Turns
 from gateway.proxy.classifier import Asked, Classifier
 from gateway.proxy.hearing import Hearing
+from gateway.proxy.prefer import prefers_async
 from gateway.proxy.refusing import Refuser
 from gateway.proxy.wire import RequestFields
 from gateway.routing import Routes
@@ -81,6 +82,27 @@ class Prepared:
             stream=stream,
             chunked=self.fields.chunked,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BulkCall:
+    """A bulk call that was read and found sound."""
+
+    prepared: Prepared
+    method: bytes
+    body: bytes
+    sources: frozenset[str]
+    identity: str
+
+    @property
+    def is_storable(self) -> bool:
+        """Whether it is of the kind that is stored at all."""
+        return self.method == b"POST" and bool(self.body)
+
+    @property
+    def prefers_async(self) -> bool:
+        """Whether its caller would rather fetch the answer later."""
+        return self.is_storable and prefers_async(self.prepared.fields.read.get(b"prefer", ()))
 
 
 def _end_of(configuration: Configuration) -> datetime | None:

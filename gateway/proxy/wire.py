@@ -46,6 +46,8 @@ _READ = frozenset(
     }
 )
 BULK_TAG = b"/bulk/"
+OWN_PATHS = b"/.gateway/"
+"""Paths that the gateway keeps for itself on traffic listeners."""
 _KINDS: dict[bytes, tuple[bytes, bool, bool]] = {}
 _MAX_KINDS = 1024
 

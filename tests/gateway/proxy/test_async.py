@@ -53,7 +53,6 @@ async def test_a_bulk_call_that_prefers_it_is_stored_and_promised(tmp_path: Path
             "prefer: Respond-Async, wait=10",
             "X-Own: 1",
             "x-own: 2",
-            "Cookie: c=1",
             "Connection: X-Hop",
             "X-Hop: 1",
         )
