@@ -149,8 +149,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.close()
 
     def abort(self) -> None:
-        """End at once. What the kernel still holds of a bulk request is dropped (`mark_bulk`)."""
-        self.reusable, self.closed = False, True
+        """End at once: what the kernel still holds of a bulk request is dropped (`mark_bulk`), and no answer is whole."""
+        self.reusable, self.closed, self._until_end = False, True, False
         self._transport.abort()
 
     def close(self) -> None:

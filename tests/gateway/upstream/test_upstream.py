@@ -362,6 +362,34 @@ async def test_a_caller_who_left_is_not_waited_for_longer_than_a_call_may_take()
         await pool.close()
 
 
+async def test_an_end_of_ours_settles_no_slot_even_where_an_answer_ends_with_its_connection() -> None:
+    """The gateway stops: what a source was still answering is cut, and the source may be at it still."""
+
+    async def begun(writer: asyncio.StreamWriter, _request: bytes) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n<half")
+        await asyncio.Event().wait()
+
+    async with raw_server(begun) as server:
+        pool = upstream(server.url)
+        held = slot()
+        reading = asyncio.Event()
+
+        async def call() -> None:
+            async with pool.send(POST, slot=held) as answer:
+                async for _ in answer.chunks():
+                    reading.set()
+
+        task = asyncio.get_running_loop().create_task(call())
+        await asyncio.wait_for(reading.wait(), 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await pool.close()
+        await asyncio.sleep(0.01)
+        assert pool.statistics().in_use == 0
+        assert held.busy_until is not None
+
+
 async def test_a_body_that_breaks_off_raises_its_own_error_and_is_not_sent_whole() -> None:
     class TornError(Exception):
         pass
