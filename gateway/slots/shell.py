@@ -70,6 +70,7 @@ class Slots:
         self._line = Line(Rules(layout, terms), self._window, self._obstacles, self._keeper)
         self._tickets = count(1)
         self._slots: dict[Ticket, Slot] = {}  # whose place in the table is taken
+        self._timers: dict[Ticket, asyncio.TimerHandle] = {}  # of those that a source may be working on
         self._count = InProgress()
         self._office_hours_starts = 0
         self._pacers = Pacers(layout)
@@ -145,17 +146,23 @@ class Slots:
             self._expire_at(slot, slot.busy_until)
 
     def _expire_at(self, slot: Slot, until: float) -> None:
-        self._loop.call_later(max(0.0, until - self._clock.boot()), self._expire, slot, until)
+        self._forget_timer(slot)
+        delay_s = max(0.0, until - self._clock.boot())
+        self._timers[slot.ticket] = self._loop.call_later(delay_s, self._expire, slot)
 
-    def _expire(self, slot: Slot, until: float) -> None:
-        if slot.ticket not in self._slots:
-            return
-        if self._clock.boot() < until:  # the loop's clock stands while the machine is suspended; the boot clock counts
+    def _expire(self, slot: Slot) -> None:
+        until = slot.busy_until  # later than it was, where more was written
+        if until is not None and self._clock.boot() < until:  # the loop's clock stands while the machine is suspended
             self._expire_at(slot, until)
         else:
             self._leave(slot)
 
+    def _forget_timer(self, slot: Slot) -> None:
+        if (timer := self._timers.pop(slot.ticket, None)) is not None:
+            timer.cancel()
+
     def _leave(self, slot: Slot) -> None:
+        self._forget_timer(slot)
         if self._slots.pop(slot.ticket, None) is not None:
             self._count.leave(slot.pools)
             if slot.started_at is not None and slot.busy_until is None:
@@ -183,7 +190,11 @@ class Slots:
                 return False
         if self._keeper is not None and not self._keeper.may_start(ticket, now, begun=begun):
             return False
-        return self._window.may_start(sources, now)
+        if not self._window.may_start(sources, now):
+            return False
+        if not begun:  # the block may last longer than T: its client need not take what an intermediary answered
+            self._expire_at(slot, now + slot.hold_s)
+        return True
 
     def _observing_guard(self) -> Callable[[float], bool]:
         counted = False

@@ -135,6 +135,21 @@ async def test_a_slot_outlives_its_block_until_it_is_settled_or_t_has_passed() -
     slots.close()
 
 
+async def test_a_block_that_lasts_and_lasts_keeps_its_slot_no_longer_than_t() -> None:
+    """Its client stands still in the middle of an answer that was given up: that is no use of the source."""
+    slots = made(slots={"onss": 1}, queue_time=100.0)
+    clock: LoopClock = slots._clock
+    async with slots.slot(ONSS, "a") as slot:
+        assert slot.may_start(clock.boot())
+        await asyncio.sleep(30)
+        assert slot.may_start(clock.boot()), "more is written"
+        assert await call(slots) == pytest.approx(90.0, abs=0.1)
+        assert not slot.may_start(clock.boot()), "it is another's"
+    assert slots.statistics().pools["onss"].in_use == 0
+    assert slots.statistics().violations == 0
+    slots.close()
+
+
 async def test_what_an_earlier_process_left_running_counts_until_its_time() -> None:
     slots = made(occupied=[(ONSS, 1030.0), (frozenset({"gone"}), 1010.0)], queue_time=100.0)
     assert slots.statistics().pools["onss"].in_use == 1
