@@ -149,7 +149,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.close()
 
     def abort(self) -> None:
-        """End at once: what the kernel still holds of a bulk request is dropped (`mark_bulk`); no answer becomes whole."""
+        """End at once: what the kernel still holds of a bulk request is dropped (`mark_bulk`), no answer is whole."""
         self.reusable, self.closed, self._until_end = False, True, False
         self._transport.abort()
 
