@@ -19,7 +19,7 @@ from policies.pools import Layout, Reading, layout
 from policies.windows import Calendar
 from tests.conftest import BRUSSELS, JumpingClock
 from tests.gateway.slots.test_slots import SOURCES
-from tests.gateway.store.postgres_server import EmbeddedServer, embedded_server, emptied_database
+from tests.gateway.store.postgres_server import EmbeddedServer, embedded_server, emptied_database, on_server
 
 ONSS = frozenset({"onss"})
 BOTH = frozenset({"onss", "cin"})
@@ -303,6 +303,26 @@ async def test_a_ramp_uses_the_first_rows_only(start: Start) -> None:
                 tasks.create_task(gateway.call(source))
     assert source.peak == 1
     assert source.done == {"a": 5, "b": 5}
+
+
+async def test_a_database_that_lacks_a_table_for_a_while_ends_nothing(start: Start) -> None:
+    """A schema restored by hand, a right that was taken away: the task that keeps slots is the whole gateway's."""
+    a = await start("a")
+    await seen_born(a)
+    url = a.store._own[0]._url
+    await on_server(url, "alter table slot rename to elsewhere")
+    await until(lambda: a.slots.statistics().store_up is False)
+    await asyncio.sleep(0.2)
+    assert not a.keeping.done()
+    await on_server(url, "alter table elsewhere rename to slot")
+    await until(lambda: a.slots.statistics().store_up is True)
+    source = Source()
+    await a.call(source)
+    assert source.done == {"a": 1}
+    await on_server(url, "alter table slot rename to elsewhere")
+    await a.stops()  # nothing can be let go; others will see
+    await on_server(url, "alter table elsewhere rename to slot")
+    assert sum("store down" in line for line in a.log) == 2
 
 
 @pytest.fixture
