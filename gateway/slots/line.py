@@ -239,11 +239,11 @@ class Line:
     def adopt(self, rules: Rules, slots: Mapping[Ticket, Slot]) -> None:
         """Go on with an empty table under another configuration, in which these calls are in progress."""
         self._rules = rules
-        self._limit()
         if self._keeper is not None:
             self._keeper.adopt(rules.layout, rules.terms.hold_s)
             for ticket, slot in slots.items():
                 self._keeper.recount(ticket, slot.pools)
+        self._limit()  # a ramp goes on under the new tenure
         self._table = self._new_table()
         for ticket, slot in slots.items():
             self._table.occupy(ticket, slot.pools)

@@ -305,6 +305,21 @@ async def test_a_ramp_uses_the_first_rows_only(start: Start) -> None:
     assert source.done == {"a": 5, "b": 5}
 
 
+async def test_a_ramp_goes_on_after_a_reload(start: Start) -> None:
+    a, b = await start("a", queue_time=60.0), await start("b", queue_time=60.0)
+    await seen_born(a, b)
+    terms, source = Terms(hold_s=HOLD_S, call_timeout=HOLD_S, queue_time=60.0), Source()
+    for one in (a, b):
+        one.slots.adopt_standing(Standing(at_most={"onss": 1}))
+        one.slots.adopt(pools(cin=1), Calendar(BRUSSELS, ()), terms, shared=False)
+    async with asyncio.TaskGroup() as tasks:
+        for gateway in (a, b):
+            for _ in range(5):
+                tasks.create_task(gateway.call(source, 0.03))
+    assert source.peak == 1
+    assert source.done == {"a": 5, "b": 5}
+
+
 async def test_a_database_that_lacks_a_table_for_a_while_ends_nothing(start: Start) -> None:
     """A schema restored by hand, a right that was taken away: the task that keeps slots is the whole gateway's."""
     a = await start("a")
