@@ -88,9 +88,10 @@ def good_until(sent_at: float, times: Times) -> float:
     return sent_at + times.lease_s
 
 
-def may_start(now: float, good: float, times: Times) -> bool:
-    """Say whether a byte of a call may be written: it will be over before the row can be anybody else's."""
-    return now + times.hold_s + times.margin_s <= good
+def may_start(now: float, good: float, times: Times, hold_s: float = 0.0) -> bool:
+    """Say whether a byte of a call may be written: it will be over before the row can be anybody else's. `hold_s`: its
+    own T, which may be longer where a reload has shortened the others'."""
+    return now + max(times.hold_s, hold_s) + times.margin_s <= good
 
 
 def may_replace(book: SlotBook, sightings: Mapping[Place, Sighting], now: float) -> bool:

@@ -135,11 +135,14 @@ class Leases:
                 bound.append((pool, best.row.n))
         return tuple(bound)
 
-    def may_start(self, ticket: Ticket, places: Iterable[Place], now: float, *, begun: bool) -> bool:
-        """Guard a call: each of its rows is still ours, and good. One that has `begun` may go on above the ramp."""
+    def may_start(
+        self, ticket: Ticket, places: Iterable[Place], now: float, *, begun: bool, hold_s: float = 0.0
+    ) -> bool:
+        """Guard a call: each of its rows is still ours, and good for its own T (`hold_s`) too. One that has `begun` may
+        go on above the ramp."""
         for place in places:
             held = self._held.get(place)
-            if held is None or held.ticket != ticket or not may_start(now, held.good_until, self._times):
+            if held is None or held.ticket != ticket or not may_start(now, held.good_until, self._times, hold_s):
                 return False
             if not begun and held.row.n > self._limit(place[0]):
                 return False

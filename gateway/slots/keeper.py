@@ -135,12 +135,12 @@ class Keeper:
         if binding.leases.unbind(ticket, binding.places, self._clock.boot(), self._callers_s):
             self.wake()
 
-    def may_start(self, ticket: Ticket, now: float, *, begun: bool) -> bool:
-        """Guard a call: it has a row in each of its pools, ours and good."""
+    def may_start(self, ticket: Ticket, now: float, *, begun: bool, hold_s: float) -> bool:
+        """Guard a call: it has a row in each of its pools, ours and good for its T."""
         binding = self._bound.get(ticket)
         if binding is None or not binding.whole:
             return False
-        return binding.leases.may_start(ticket, binding.places, now, begun=begun)
+        return binding.leases.may_start(ticket, binding.places, now, begun=begun, hold_s=hold_s)
 
     def recount(self, ticket: Ticket, pools: tuple[str, ...]) -> None:
         """Count a call in progress in other pools, those of another layout."""

@@ -188,7 +188,7 @@ class Slots:
                 return False
             if not self._obstacles.let_begin(sources):
                 return False
-        if self._keeper is not None and not self._keeper.may_start(ticket, now, begun=begun):
+        if self._keeper is not None and not self._keeper.may_start(ticket, now, begun=begun, hold_s=slot.hold_s):
             return False
         if not self._window.may_start(sources, now):
             return False
@@ -275,6 +275,8 @@ class Slots:
         granted = self._line.begin_change()
         for slot in (*self._slots.values(), *[waiter.slot for waiter in self._line.waiters]):
             slot.pools = self.pools_of(slot.sources)
+            if slot.started_at is None:  # a stored item goes out under the configuration in force then
+                slot.hold_s = max(slot.hold_s, terms.hold_s)
         self._line.adopt(Rules(layout, terms), self._slots)
         self._count.recount(slot.pools for slot in self._slots.values())
         if shared:

@@ -380,6 +380,9 @@ def test_a_call_is_bound_to_rows_and_guarded_by_them() -> None:
     assert len(places) == 1
     assert told.leases.may_start(ticket, places, told.now, begun=False)
     assert not told.leases.may_start(Ticket(2), places, told.now, begun=False)
+    longer_s = TIMES.hold_s + 15.0
+    assert told.leases.may_start(ticket, places, told.now, begun=False, hold_s=longer_s)
+    assert not told.leases.may_start(ticket, places, told.now, begun=False, hold_s=longer_s + 0.1), "its own T"
     assert not told.leases.may_start(ticket, [("base", 9)], told.now, begun=True)
     assert not told.leases.may_start(ticket, places, told.now + 15.1, begun=True)
     assert told.leases.bind(Ticket(2), ("onss",), told.now) == ()

@@ -5,10 +5,11 @@ from datetime import datetime
 
 import pytest
 
-from gateway.slots import RefusedError, Slots
+from gateway.slots import RefusedError, Slots, Terms
 from policies.model import ALL_SOURCES, Reason, Standing
+from policies.windows import Calendar
 from tests.conftest import BRUSSELS
-from tests.gateway.slots.test_slots import NEEDS, ONSS, LoopClock, call, made, refused
+from tests.gateway.slots.test_slots import NEEDS, OFFICE, ONSS, LoopClock, call, made, refused
 
 pytestmark = pytest.mark.looptime
 BOTH = frozenset({"onss", "cin"})
@@ -178,6 +179,30 @@ async def test_a_ramp_lowers_the_cap_at_once_and_raises_it_step_by_step() -> Non
         assert not first.may_start(slots._clock.boot())
         second.settle()
     assert slots.statistics().violations == 0
+    slots.close()
+
+
+async def test_who_waited_when_a_reload_brought_a_longer_t_is_held_for_it() -> None:
+    """An item goes out under the configuration in force at its grant: its call may take as long as that says."""
+    slots = made(slots={"onss": 1}, queue_time=1000.0)
+    clock: LoopClock = slots._clock
+    first_until = 0.0
+
+    async def unsettled() -> None:
+        nonlocal first_until
+        async with slots.slot(ONSS, "run", stored=True) as slot:
+            assert slot.may_start(clock.boot())
+            first_until = clock.boot() - 1000.0 + 90.0
+
+    async with slots.slot(ONSS, "a") as begun:
+        assert begun.may_start(clock.boot())
+        waiting = asyncio.get_running_loop().create_task(unsettled())
+        await asyncio.sleep(1)
+        slots.adopt(slots._layout, Calendar(BRUSSELS, OFFICE), Terms(hold_s=90.0, queue_time=1000.0), shared=False)
+        assert begun.hold_s == 60.0
+        begun.settle()
+    await waiting
+    assert await call(slots) == pytest.approx(first_until, abs=0.1)
     slots.close()
 
 
