@@ -266,9 +266,9 @@ class Slots:
 
         Args:
             shared: caps are divided between gateways. What is raised here may still be in use at another one, so it
-                is counted as taken for T.
+                is counted as taken for T, the longer one where this changes it.
         """
-        before = Rules(self._layout, self._terms).slots()
+        before, longest_s = Rules(self._layout, self._terms).slots(), max(self._terms.hold_s, terms.hold_s)
         self._layout, self._terms = layout, terms
         self._window.adopt(calendar, terms)
         self._pacers = Pacers(layout)
@@ -280,12 +280,11 @@ class Slots:
         self._line.adopt(Rules(layout, terms), self._slots)
         self._count.recount(slot.pools for slot in self._slots.values())
         if shared:
-            self._occupy_what_was_raised(before)
+            self._occupy_what_was_raised(before, until=self._clock.boot() + longest_s)
         self._line.line_up_again(granted)
         self._window_changed()
 
-    def _occupy_what_was_raised(self, before: Mapping[str, int]) -> None:
-        until = self._clock.boot() + self._terms.hold_s
+    def _occupy_what_was_raised(self, before: Mapping[str, int], *, until: float) -> None:
         for pool, cap in Rules(self._layout, self._terms).slots().items():
             sources = frozenset(sorted(self._layout.pools[pool].sources)[:1])
             for _ in range(cap - before.get(pool, 0)):

@@ -295,6 +295,17 @@ async def test_a_rate_paces_the_starts() -> None:
     slots.close()
 
 
+async def test_a_raised_share_is_taken_for_the_longer_t() -> None:
+    """Where one reload shortens T too, calls of the gateway that gives the slots up began under the longer one."""
+    slots = made(slots={"onss": 1})
+    raised = layout(SOURCES, Reading.DEFAULT)
+    slots.adopt(raised, Calendar(BRUSSELS, OFFICE), Terms(hold_s=10.0), shared=True)
+    for seconds, in_use in ((59.0, 1), (2.0, 0)):
+        await asyncio.sleep(seconds)
+        assert slots.statistics().pools["onss"].in_use == in_use
+    slots.close()
+
+
 async def test_observing_refuses_nobody_and_counts_what_starts_in_office_hours() -> None:
     slots = made("2026-11-24T09:30")
     clock: LoopClock = slots._clock
