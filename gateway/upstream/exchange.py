@@ -114,8 +114,7 @@ class Exchange:
         elif self._slot is None:
             self._send_whole(connection)
         else:
-            await connection.send_guarded(self._whole(), self._may_send)
-            self._written = True
+            await self._send_bulk(connection, answer)
         await head
         if answer.trouble is not None:
             raise answer.trouble
@@ -126,8 +125,20 @@ class Exchange:
 
     # Sending.
 
+    async def _send_bulk(self, connection: Connection, answer: Answer) -> None:
+        try:
+            await connection.send_guarded(self._whole(), self._may_send)
+        except UpstreamError:
+            if not answer.complete:  # else it was refused for its size, say: the rest is not asked for
+                raise
+        else:
+            self._written = True
+
     def _may_send(self) -> bool:
         assert self._slot is not None
+        answer = self._connection.answer
+        if answer is not None and answer.complete:
+            return False
         return self._slot.may_start(self._upstream.clock.boot())
 
     def _whole(self) -> bytes:
@@ -225,6 +236,8 @@ class Exchange:
             self._slot.settle()
         if self._pump is not None:
             self._pump.cancel()
+        if not self._written:
+            self._connection.resume_writing()  # whoever waits to send on need not
 
     async def _leave(self, *, answered: bool) -> None:
         connection = self._connection
@@ -236,7 +249,7 @@ class Exchange:
         if self._slot is not None and not connection.wrote:
             self._slot.settle()
         complete = answer is not None and answer.complete
-        untouched = not connection.wrote and not connection.closed and not answered
+        untouched = not connection.wrote and not connection.closed and not answered and not complete
         if (complete and self._written and connection.reusable) or untouched:
             self._give_back()
         elif not complete and self._slot is not None and self._written and not connection.closed:

@@ -362,6 +362,32 @@ async def test_a_caller_who_left_is_not_waited_for_longer_than_a_call_may_take()
         await pool.close()
 
 
+@pytest.mark.parametrize("stays", [True, False], ids=["and stays", "and closes"])
+async def test_an_answer_that_comes_before_all_is_sent_is_the_answer(stays: bool) -> None:
+    """Refused for its size by something that does not read the rest."""
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Large\r\nContent-Length: 3\r\n\r\nno!")
+        await writer.drain()
+        if stays:
+            await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+    server = await asyncio.start_server(early, "127.0.0.1", 0, limit=1024)
+    pool = upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    held = slot()
+    large = Outbound(b"POST", b"/x", [(b"Content-Length", b"8388608")], b"x" * 8388608)
+    async with asyncio.timeout(5):
+        assert await ask(pool, large, held) == (413, b"no!")
+    assert held.busy_until is None
+    assert pool.statistics().idle == 0
+    over.set()
+    server.close()
+    await pool.close()
+
+
 async def test_an_end_of_ours_settles_no_slot_even_where_an_answer_ends_with_its_connection() -> None:
     """The gateway stops: what a source was still answering is cut, and the source may be at it still."""
 
