@@ -60,6 +60,7 @@ class Occupancy:
         self._boot = boot
         self._lock: int | None = None
         self._hold_s = 0.0  # what the file says
+        self._unknown_until = 0.0  # until when calls may be running of which nothing is known, boot clock
 
     def acquire(self) -> None:
         """Take the lock; make the directory when it is missing.
@@ -95,6 +96,7 @@ class Occupancy:
             cool_down_s: what an interruption asks for; an unclean stop is one.
         """
         state = self._state(hold_s, now)
+        self._unknown_until = state.cooling_until or 0.0
         # A crash before the wait is over must not shorten what the process before this one left: its T stays in force.
         longest = max([hold_s, (state.cooling_until or now) - now, *(until - now for _, until in state.occupied)])
         if state.unclean and state.cooling_until is not None:
@@ -110,9 +112,10 @@ class Occupancy:
             self._write({"boot": self._boot, "hold_s": hold_s, "clean": False})
 
     def write_clean(self, entries: Iterable[Entry], hold_s: float) -> None:
-        """Say what may still be running, after an orderly stop."""
+        """Say what may still be running, after an orderly stop: of this process, and of an unclean one before it."""
         busy = [{"sources": sorted(sources), "until": until} for sources, until in entries]
-        self._write({"boot": self._boot, "hold_s": hold_s, "clean": True, "busy": busy})
+        unknown = {"unknown_until": self._unknown_until}
+        self._write({"boot": self._boot, "hold_s": hold_s, "clean": True, "busy": busy, **unknown})
 
     def _state(self, hold_s: float, now: float) -> StartState:
         try:
@@ -132,7 +135,7 @@ class Occupancy:
         if not self._boot or left.get("boot") != self._boot:
             return StartState(until, why="the earlier process ran before the machine was started")
         try:
-            return StartState(None, tuple(_entries(left["busy"], now)))
+            return _left_in_order(left, now)
         except (ValueError, KeyError, TypeError):
             return StartState(until, why="what an earlier process left cannot be read")
 
@@ -148,6 +151,15 @@ class Occupancy:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _left_in_order(left: dict[str, Any], now: float) -> StartState:
+    busy, unknown_until = tuple(_entries(left["busy"], now)), float(left.get("unknown_until", 0.0))
+    if not math.isfinite(unknown_until):
+        raise ValueError
+    if unknown_until > now:  # a stop in order soon after one that was not
+        return StartState(unknown_until, busy, why="a process before the last one did not stop in order")
+    return StartState(None, busy)
 
 
 def _entries(busy: Iterable[dict[str, Any]], now: float) -> Iterable[Entry]:

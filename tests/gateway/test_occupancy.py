@@ -60,6 +60,18 @@ def test_a_crash_does_not_forget_what_was_left_running_longer_than_the_own_hold(
     assert state.cooling_until >= 1290.0
 
 
+def test_a_clean_stop_soon_after_a_crash_does_not_forget_what_the_crash_left(tmp_path: Path) -> None:
+    Occupancy(tmp_path, "boot-1").read_and_mark(T, 1000.0)  # and killed, with calls in progress
+    second = Occupancy(tmp_path, "boot-1")
+    assert second.read_and_mark(T, 1010.0, cool_down_s=300.0).cooling_until == 1310.0
+    second.write_clean([(ONSS, 1075.0)], T)
+    third = Occupancy(tmp_path, "boot-1")
+    state = third.read_and_mark(T, 1012.0)
+    assert (state.cooling_until, state.occupied, state.unclean) == (1070.0, ((ONSS, 1075.0),), False)
+    third.write_clean(state.occupied, T)
+    assert Occupancy(tmp_path, "boot-1").read_and_mark(T, 1070.0) == StartState(None, ((ONSS, 1075.0),))
+
+
 def test_times_of_another_boot_mean_nothing(tmp_path: Path) -> None:
     clean = {"boot": "boot-1", "hold_s": 90.0, "clean": True, "busy": []}
     assert left_by(tmp_path, clean, boot="boot-2").cooling_until == 1090.0
@@ -80,7 +92,9 @@ def test_times_of_another_boot_mean_nothing(tmp_path: Path) -> None:
         {"boot": "boot-1", "hold_s": 1.0, "clean": True},
         {"boot": "boot-1", "hold_s": 1.0, "clean": True, "busy": [{"sources": ["onss"]}]},
         {"boot": "boot-1", "hold_s": 1.0, "clean": True, "busy": 3},
+        {"boot": "boot-1", "hold_s": 1.0, "clean": True, "busy": [], "unknown_until": "late"},
         '{"boot": "boot-1", "hold_s": 1.0, "clean": true, "busy": [{"sources": ["onss"], "until": NaN}]}',
+        '{"boot": "boot-1", "hold_s": 1.0, "clean": true, "busy": [], "unknown_until": NaN}',
         {"boot": "boot-1", "hold_s": 1.0, "clean": 1, "busy": []},
     ],
 )
