@@ -117,6 +117,7 @@ class Gateway:
             cooling_until=None if (leased := settings.store.url is not None) else start.cooling_until,
             occupied=() if leased else start.occupied,
             leased=leased,
+            standing_known=False,
             times=times,
         )
         self.mass = MassRuns(

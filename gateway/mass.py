@@ -116,16 +116,26 @@ class MassRuns:
                 if opened is None or self._stopping:
                     return
                 self.is_open.set()
-                if self._is_shared:
-                    # Renews what is held for as long as calls are in progress: until this task is cancelled.
-                    tasks.create_task(self._slots.keep(cast("LeaseStore", opened.store)))
-                elif unclean:
+                if unclean and not self._is_shared:
                     settings = self._configuration.settings
                     cool_s = max(settings.hold_total, settings.runs.cool_down)
                     opened.runner.interruptions.interrupt(ALL_SOURCES, "an unclean restart", cool_s)
+                await self._look_at_holds(opened.runner)
+                if self._is_shared:
+                    # Renews what is held for as long as calls are in progress: until this task is cancelled.
+                    tasks.create_task(self._slots.keep(cast("LeaseStore", opened.store)))
                 await self._execute(opened.runner)
         finally:
             self._ended.set()
+
+    async def _look_at_holds(self, runner: "Runner") -> None:
+        """Know what persons hold before the first bulk call of this process."""
+        try:
+            await runner.interruptions.look()
+        except Exception as error:  # noqa: BLE001  # the runner looks again every second, and tells what is wrong
+            self._log.info("holds not read yet", why=type(error).__name__)
+        finally:
+            self._slots.standing_is_known()
 
     async def _execute(self, runner: "Runner") -> None:
         try:
@@ -148,6 +158,7 @@ class MassRuns:
                 if what != told:
                     told = what
                     self._log.error("store cannot be opened", what=what, remedy="Runs wait; it is tried again.")
+                self._slots.standing_is_known()  # as far as it can be: bulk that is not stored goes on
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return None

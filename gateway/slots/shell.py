@@ -16,7 +16,7 @@ Rules that always hold:
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
 
@@ -47,6 +47,7 @@ class Slots:
         cooling_until: float | None = None,
         occupied: Iterable[tuple[frozenset[str], float]] = (),
         leased: bool = False,
+        standing_known: bool = True,
         times: Callable[[float], Times] = Times,
     ) -> None:
         """Begin.
@@ -55,6 +56,7 @@ class Slots:
             cooling_until: what an unclean stop leaves to be waited for, boot clock.
             occupied: what a process before this one left running.
             leased: slots are rows that several gateways share; there are none until `keep` runs.
+            standing_known: False: what persons hold is to be read first; bulk waits for `standing_is_known`.
             times: of shared slots, for a T; only tests have others than the design's.
         """
         self._layout = layout
@@ -74,6 +76,9 @@ class Slots:
         self._count = InProgress()
         self._office_hours_starts = 0
         self._pacers = Pacers(layout)
+        self._standing_known = asyncio.Event()
+        if standing_known:
+            self._standing_known.set()
         for sources, until in occupied:
             self._occupy(sources, until)
 
@@ -93,6 +98,8 @@ class Slots:
         Raises:
             RefusedError: the call was turned away; nothing was sent.
         """
+        if not observe and not self._standing_known.is_set():
+            await self._until_standing_is_known()
         ticket = Ticket(next(self._tickets))
         guard = self._observing_guard() if observe else partial(self._may_start, ticket, sources)
         slot = Slot(ticket, sources, self.pools_of(sources), guard, max(hold_s, self._terms.hold_s))
@@ -126,6 +133,11 @@ class Slots:
         self._window.refresh()
         pools = self.pools_of(sources)
         return self._line.obstacle(sources, pools) or (self._keeper.reason(pools) if self._keeper is not None else None)
+
+    async def _until_standing_is_known(self) -> None:
+        with suppress(TimeoutError):  # calls go on without a store
+            async with asyncio.timeout(self._terms.queue_time):
+                await self._standing_known.wait()
 
     async def _admit(self, slot: Slot, owner: str, *, stored: bool) -> None:
         if self._stopping:
@@ -218,6 +230,10 @@ class Slots:
         """Know from now on what is held, what cools down, and how many slots a ramp allows."""
         self._line.adopt_standing(standing)
 
+    def standing_is_known(self) -> None:
+        """What persons hold was read, or cannot be: nobody waits for it any longer."""
+        self._standing_known.set()
+
     # Slots that several gateways share.
 
     async def keep(self, store: LeaseStore) -> None:
@@ -293,6 +309,7 @@ class Slots:
     def stop(self) -> None:
         """Admit no more, and refuse everybody who waits. Calls in progress go on."""
         self._stopping = True
+        self.standing_is_known()
         self._line.waiters.refuse(Reason.SHUTTING_DOWN, everybody=True)
 
     def close(self) -> None:

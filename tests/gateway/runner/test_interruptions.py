@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gateway.simulator import Latency, Rule, Script, standing_in
 from policies.model import ALL_SOURCES, RunState
-from tests.conftest import JumpingClock, Running, envelope, post
+from tests.conftest import JumpingClock, Running, envelope, gateway_over, post
 from tests.gateway.runner.making import (
     ONSS,
     SERVICES,
@@ -134,3 +134,15 @@ async def test_an_unclean_restart_cools_down_and_what_may_have_been_sent_is_in_d
     assert 0 < paused.counts.in_doubt <= 16
     assert paused.counts.done + paused.counts.in_doubt == 100
     assert stand_in.counts.calls.total() <= 100
+
+
+async def test_a_hold_is_heeded_from_the_first_call_after_a_restart_on(tmp_path: Path) -> None:
+    """The store is opened behind the listeners: a caller who is quick must not slip by."""
+    async with standing_in() as stand_in:
+        async with gateway_over(tmp_path, stand_in.url) as run:
+            mass = await opened(run)
+            await mass.store.hold(ALL_SOURCES, author="anna", reason="a test")
+        async with gateway_over(tmp_path, stand_in.url, clean=False) as run:
+            assert run.gateway.mass.opened is None, "nothing was proved"
+            assert b"held" in await run.ask(post("/bulk/x", envelope()))
+        assert stand_in.counts.calls.total() == 0
