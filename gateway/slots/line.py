@@ -134,7 +134,9 @@ class Line:
         """A call is over, or gone. Harmless when repeated."""
         if self._keeper is not None:
             self._keeper.unbind(ticket)
-            self.set_caps(pools)  # before it leaves: its row may be promised to another gateway
+            # Before it leaves: its row may be promised to another gateway. One that was settled before its block ended
+            # may name pools that a reload has taken away since.
+            self.set_caps(pool for pool in pools if pool in self._rules.layout.pools)
         self._wake(self._table.leave(ticket))
 
     def occupy(self, ticket: Ticket, pools: tuple[str, ...]) -> None:

@@ -305,6 +305,18 @@ async def test_a_ramp_uses_the_first_rows_only(start: Start) -> None:
     assert source.done == {"a": 5, "b": 5}
 
 
+async def test_a_call_that_was_settled_early_may_outlive_its_pool(start: Start) -> None:
+    a = await start("a")
+    await seen_born(a)
+    async with a.slots.slot(ONSS, "a") as slot:
+        assert slot.may_start(a.clock.boot())
+        slot.settle()
+        terms = Terms(hold_s=HOLD_S, call_timeout=HOLD_S)
+        a.slots.adopt(layout(SOURCES, Reading.STRICT), Calendar(BRUSSELS, ()), terms, shared=False)
+    assert "onss" not in a.slots.statistics().pools
+    assert all(pool.in_use == 0 for pool in a.slots.statistics().pools.values())
+
+
 async def test_a_ramp_goes_on_after_a_reload(start: Start) -> None:
     a, b = await start("a", queue_time=60.0), await start("b", queue_time=60.0)
     await seen_born(a, b)
