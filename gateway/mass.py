@@ -158,7 +158,7 @@ class MassRuns:
                 if what != told:
                     told = what
                     self._log.error("store cannot be opened", what=what, remedy="Runs wait; it is tried again.")
-                self._slots.standing_is_known()  # as far as it can be: bulk that is not stored goes on
+                self._slots.no_store_yet()  # bulk that is not stored goes on, where its slots are in memory
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return None

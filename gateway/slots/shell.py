@@ -234,6 +234,12 @@ class Slots:
         """What persons hold was read, or cannot be: nobody waits for it any longer."""
         self._standing_known.set()
 
+    def no_store_yet(self) -> None:
+        """The store could not be opened: bulk waits for nothing that it says, and where slots are rows, is told so."""
+        self.standing_is_known()
+        if self._keeper is not None:
+            self._keeper.store_up = False
+
     # Slots that several gateways share.
 
     async def keep(self, store: LeaseStore) -> None:

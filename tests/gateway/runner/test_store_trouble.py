@@ -12,7 +12,7 @@ from gateway.packing import StoredRequest, pack_request
 from gateway.records import NewItem
 from gateway.simulator import Latency, Script, standing_in
 from policies.model import ALL_SOURCES, RunState
-from tests.conftest import JumpingClock, raw_server
+from tests.conftest import JumpingClock, envelope, gateway_over, post, raw_server
 from tests.gateway.runner.making import BASE, WRITES, items, nothing_in_hand, opened, patient, submit, until
 
 ANSWER = (
@@ -135,3 +135,16 @@ async def test_a_store_that_is_not_there_at_start_stops_no_call(tmp_path: Path) 
         mass = await opened(run)
         record = await submit(mass, 5, BASE)
         await until(mass, record, RunState.COMPLETED)
+
+
+async def test_where_slots_are_rows_a_start_without_the_database_says_so_to_bulk(tmp_path: Path) -> None:
+    """Not that its time in the queue is over: nothing is wrong with the queue."""
+    (tmp_path / "url").write_text("postgresql://nobody@127.0.0.1:9/none")
+    async with (
+        standing_in() as stand_in,
+        gateway_over(tmp_path, stand_in.url, extra="store: {url: {file: url}}\n") as run,
+    ):
+        began = asyncio.get_running_loop().time()
+        assert b"store_unavailable" in await run.ask(post("/bulk/x", envelope()))
+        assert asyncio.get_running_loop().time() - began < 5
+        assert (await run.ask(post("/x", envelope()))).startswith(b"HTTP/1.1 200")
