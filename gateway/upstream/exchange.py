@@ -249,7 +249,9 @@ class Exchange:
         if self._slot is not None and not connection.wrote:
             self._slot.settle()
         complete = answer is not None and answer.complete
-        untouched = not connection.wrote and not connection.closed and not answered and not complete
+        # Once the guard said yes, TLS may have sealed what was not sent: its records are counted.
+        asked = self._slot is not None and self._slot.started_at is not None
+        untouched = not (connection.wrote or connection.closed or answered or complete or asked)
         if (complete and self._written and connection.reusable) or untouched:
             self._give_back()
         elif not complete and self._slot is not None and self._written and not connection.closed:

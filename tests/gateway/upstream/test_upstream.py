@@ -465,6 +465,19 @@ async def test_a_call_goes_over_tls_with_our_certificate(tmp_path: Path, bulk: b
     assert [request[-300_000:] for request in server.requests] == [body, body]
 
 
+async def test_a_guard_that_closes_when_tls_has_sealed_leaves_no_broken_connection_behind(tmp_path: Path) -> None:
+    server_context, ca, _ = tls_server(tmp_path)
+    async with raw_server(OK, tls=server_context) as server:
+        pool = upstream(server.url, context=client_context(ca=ca), server_name="localhost")
+        answers = iter((True, False))
+        held = slot(lambda _now: next(answers))
+        with pytest.raises(GuardClosedError):
+            await ask(pool, held=held)
+        assert held.busy_until is None
+        assert await ask(pool, held=slot()) == (200, b"<ok>")
+        await pool.close()
+
+
 @pytest.mark.parametrize(
     ("trusted", "server_name", "remedy"),
     [(False, "localhost", "`ca`"), (True, "elsewhere.example", "server_name")],
