@@ -129,14 +129,15 @@ class Statuses:
         """Say what an answer comes to by its statuses; None: nothing in them is known."""
         by_whole = self.of_status(whole) if whole is not None else None
         by_part = [(part.of, said) for part in parts if (said := self.of_status(part)) is not None]
+        leaves_doubt = len(by_part) < len(parts)  # a part that says nothing known: who knows what it has done
         if not by_part:
-            return by_whole
+            return by_whole and replace(by_whole, may_be_done=by_whole.may_be_done or leaves_doubt)
         by_parts = _of_parts([said for _, said in by_part])
         said = by_parts if by_whole is None else _decisive(by_whole, by_parts)
         failed = ", ".join(dict.fromkeys(of for of, part in by_part if of and part.kind not in GOOD))
         if said.kind not in GOOD and failed:
             said = replace(said, meaning=replace(said.meaning, text=f"{said.meaning.text} ({failed})"))
-        return replace(said, may_be_done=any(part.may_be_done for _, part in by_part))
+        return replace(said, may_be_done=said.may_be_done or leaves_doubt or any(one.may_be_done for _, one in by_part))
 
     def of_fault(self, fault: str, codes: Sequence[str]) -> Said:
         """Say what a SOAP fault means, by the codes in its detail, by its own code, or by its being one.

@@ -99,6 +99,29 @@ def test_what_one_part_did_may_be_done_whatever_the_whole_says() -> None:
 
 
 @pytest.mark.parametrize(
+    ("whole", "parts"),
+    [
+        ("MSG00003", ["MSG00020"]),  # the whole leaves doubt, whatever its parts say
+        ("MSG00002", ["MSG00005"]),
+        ("", ["MSG00020", "unheard-of"]),  # nobody knows what the other part has done
+        ("MSG00020", ["unheard-of"]),
+        ("MSG00013", ["MSG00013", "unheard-of"]),
+    ],
+)
+def test_not_done_is_said_only_where_whole_and_parts_all_say_so(whole: str, parts: list[str]) -> None:
+    said = shipped().of_answer(part(whole) if whole else None, [part(one) for one in parts])
+    assert said is not None
+    assert said.may_be_done
+
+
+@pytest.mark.parametrize("whole", [None, part("MSG00020"), Status(value="NO", return_code="10000")])
+def test_what_whole_and_parts_say_was_not_done_was_not_done(whole: Status | None) -> None:
+    said = shipped().of_answer(whole, [part("MSG00020"), part("MSG00001")])
+    assert said is not None
+    assert not said.may_be_done
+
+
+@pytest.mark.parametrize(
     ("fault", "codes", "code", "kind"),
     [
         ("Server", (), "fault Server", Kind.TECHNICAL),
