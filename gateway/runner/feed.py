@@ -58,8 +58,10 @@ class Feed:
         self._items: deque[Item] = deque()
         self._batches: dict[int, BatchInHand] = {}
         self._window = WINDOW if work.key.repeatable else CAREFUL
-        # What waits again counts as sent from its claim on: of what may not be repeated, few at a time.
-        self._again = BATCH if work.key.repeatable else CAREFUL
+        # Of what may not be repeated nothing counts as sent by being claimed (the answer to a claim may be lost). Of what
+        # waits again all does: there are few of them in hand at a time.
+        self._armed_at_once = WINDOW if work.key.repeatable else 0
+        self._again, self._again_low = (BATCH, LOW) if work.key.repeatable else (CAREFUL, CAREFUL // 2)
         self._changed = Bell()
         self._ended = False
         self._stopped = False
@@ -75,7 +77,7 @@ class Feed:
             if not self._items:
                 return None
             item = self._items.popleft()
-            if len(self._items) == LOW:
+            if len(self._items) in (LOW, self._again_low):
                 self._changed.ring()
             batch = item.batch
             try:
@@ -108,7 +110,7 @@ class Feed:
     async def fill(self) -> None:
         """Claim batches ahead of need, until there is nothing left to claim."""
         while True:
-            await self._changed.until(lambda: len(self._items) <= LOW or self._stopped)
+            await self._changed.until(lambda: len(self._items) <= self._low or self._stopped)
             if self._stopped:
                 break
             self._forget_finished()
@@ -127,15 +129,20 @@ class Feed:
         self._ended = True
         self._changed.ring()
 
+    @property
+    def _low(self) -> int:
+        return self._again_low if self.due else LOW
+
     async def _claimed(self) -> Batch | None:
         if self.due:
             batch = await self._store.claim_returned(self.lane_id, self._holder, size=self._again)
             if batch is not None:
                 return batch
             self.due = False
-        batch = await self._store.claim(self.lane_id, self._holder, size=BATCH, window=self._window)
+        batch = await self._store.claim(self.lane_id, self._holder, size=BATCH, window=self._armed_at_once)
         if batch is None:
             batch = await self._store.claim_returned(self.lane_id, self._holder, size=self._again)
+            self.due = batch is not None
         return batch
 
     async def _take(self, batch: Batch, items: Iterable[StoredItem]) -> None:
@@ -171,7 +178,8 @@ class Feed:
         self.drop_lost()
         while self._items:
             item = self._items.popleft()
-            if item.batch.again or item.stored.position < item.batch.armed:
+            # Below what was asked for: the next commit, or one that is under way, makes it the mark.
+            if item.batch.again or item.stored.position < item.batch.wanted:
                 one = item.stored
                 self._committer.add(
                     Returned(item.batch.batch_id, one.lane_id, one.position, one.attempts, 0.0, NOT_SENT)

@@ -1,0 +1,93 @@
+"""What a lane has in hand: few writes that a crash would put in doubt, and none of those that were never sent."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.log import EventLog
+from gateway.packing import StoredRequest
+from gateway.records import LaneKey, Settled, StoredItem
+from gateway.runner.committer import Committer
+from gateway.runner.feed import Feed
+from gateway.store.sqlite import SqliteStore, open_sqlite
+from tests.conftest import JumpingClock
+from tests.gateway.store.making import READS, WRITES, again, claimed, ready_run, settlement
+
+HERE = "here"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = await open_sqlite(tmp_path / "store.sqlite", JumpingClock())
+    await store.migrate()
+    yield store
+    await store.close()
+
+
+async def opened(items: Iterable[StoredItem]) -> list[StoredRequest | None]:
+    return [StoredRequest(b"/", (), one.sealed) for one in items]
+
+
+@asynccontextmanager
+async def feeding(store: SqliteStore, run_id: int) -> AsyncIterator[Feed]:
+    """Yield a feed of a run's only lane that fills itself, and the committer behind it at work."""
+    settled: list[Settled] = []
+    back: list[float] = []
+    clock = JumpingClock()
+    committer = Committer(store, HERE, clock, EventLog(clock, lambda _line: None), settled.append, back.append)
+    ((work, _),) = await store.lanes(run_id)
+    feed = Feed(work, store, HERE, committer, opened)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        writing = tasks.create_task(committer.run())
+        tasks.create_task(feed.fill())
+        yield feed
+        feed.stop()
+        writing.cancel()
+
+
+@pytest.mark.parametrize("lane", [READS, WRITES])
+async def test_what_was_never_sent_waits_again_as_it_was_whatever_mark_is_under_way(
+    store: SqliteStore, lane: LaneKey
+) -> None:
+    run, _ = await ready_run(store, 50, lane)
+    async with feeding(store, run.id) as feed:
+        taken = [await feed.next() for _ in range(6)]
+        for item in reversed(taken):
+            assert item is not None
+            feed.put_back(item)
+        feed.stop()
+        await feed.give_back()
+    record = await store.run(run.public_id)
+    assert record is not None
+    assert (record.counts.in_doubt, record.attempts, record.waiting) == (0, 0, 50)
+    assert await store.batches() == []
+
+
+async def test_writes_that_were_claimed_and_not_begun_are_not_in_doubt(store: SqliteStore) -> None:
+    run, _ = await ready_run(store, 50, WRITES)
+    async with feeding(store, run.id) as feed:
+        while not feed.has_items:
+            await asyncio.sleep(0.01)
+    (sighting,) = await store.batches()
+    recovered = await store.recover(sighting, delay_s=0.0)  # the process died, or never got the claim's answer
+    assert recovered is not None
+    assert (recovered.again, recovered.in_doubt) == (50, 0)
+
+
+async def test_of_writes_that_wait_again_few_are_in_hand_at_a_time(store: SqliteStore) -> None:
+    run, lane_id = await ready_run(store, 50, WRITES)
+    batch = await claimed(store, lane_id, HERE)
+    back = [again(batch, position) for position in range(50)]
+    await store.settle(settlement(returned=back, finished=[batch], holder=HERE))
+    async with feeding(store, run.id) as feed:
+        for _ in range(40):
+            assert await feed.next() is not None
+            await asyncio.sleep(0.005)
+    left = 0
+    for sighting in await store.batches():
+        recovered = await store.recover(sighting, delay_s=0.0)
+        left += recovered.in_doubt if recovered is not None else 0
+    assert 40 <= left <= 46  # those that were taken, and few more
