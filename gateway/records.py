@@ -94,6 +94,11 @@ class RunRecord:
         return self.total - self.counts.settled
 
 
+def is_paused_for_doubt(run: RunRecord) -> bool:
+    """Say whether the gateway paused a run because only items in doubt were left of it: no person stopped it."""
+    return run.state is RunState.PAUSED and (run.changed_by, run.reason) == (GATEWAY, ONLY_DOUBT)
+
+
 @dataclass(frozen=True, slots=True)
 class LaneKey:
     """What the items of a lane have in common."""

@@ -58,8 +58,8 @@ class Feed:
         self._items: deque[Item] = deque()
         self._batches: dict[int, BatchInHand] = {}
         self._window = WINDOW if work.key.repeatable else CAREFUL
-        # Of what may not be repeated nothing counts as sent by being claimed (the answer to a claim may be lost). Of what
-        # waits again all does: there are few of them in hand at a time.
+        # Of what may not be repeated, nothing counts as sent by being claimed: a claim's answer may be lost. Of what
+        # waits again all does, so that there are few of it in hand at a time.
         self._armed_at_once = WINDOW if work.key.repeatable else 0
         self._again, self._again_low = (BATCH, LOW) if work.key.repeatable else (CAREFUL, CAREFUL // 2)
         self._changed = Bell()

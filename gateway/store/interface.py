@@ -78,8 +78,8 @@ class Store(Protocol):
                 keep the `seq` they came with (`packing.new_seq`): they are sealed under it.
             places: return where each item went.
 
-        Raises StateError unless the run is loading, or an async run that has not ended (it is made ready at once, and
-        grows).
+        Raises StateError unless the run is loading, or an async run that has not ended (it is made ready at once, also
+        where it was paused for want of anything but items in doubt, and grows).
         """
 
     # Runs.
@@ -138,9 +138,8 @@ class Store(Protocol):
 
     async def rest(self, run_id: int, *, may_complete: bool) -> RunRecord:
         """Say that this process has nothing of the run in hand. A running or ready run without batches of anybody
-        becomes: completed, if it may (an async run of today may not, since calls still join it), every item is
-        settled and none in doubt; paused (by `gateway`, reason `in doubt`), when only items in doubt are left; else
-        ready."""
+        becomes, if it may (an async run of today may not, since calls still join it) and every item is settled:
+        completed, or paused (by `gateway`, reason `in doubt`) when some are in doubt; else ready."""
 
     # Accounting of client-driven runs, of which nothing is stored.
 

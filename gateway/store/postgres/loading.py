@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from gateway.records import LaneKey, Loaded, NewItem, RunRecord
+from gateway.records import LaneKey, Loaded, NewItem, RunRecord, is_paused_for_doubt
 from gateway.store.interface import StateError, StoreError
 from gateway.store.postgres.lines import Side
 from gateway.store.postgres.runs import get, move
@@ -31,7 +31,7 @@ class LoadingSide(Side):
             await connection.execute(
                 "update run set received = $2, total = total + $3 where id = $1", run_id, read, len(fresh)
             )
-            if run.kind is RunKind.ASYNC and run.state is RunState.LOADING:
+            if run.kind is RunKind.ASYNC and (run.state is RunState.LOADING or is_paused_for_doubt(run)):
                 await move(connection, run, RunState.READY, run.author, "")
         told = {item.seq: at for item, at in zip(fresh, where, strict=True)} if places else {}
         return Loaded(added=len(fresh), duplicates=len(items) - len(fresh), received=read, places=told)

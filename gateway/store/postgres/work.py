@@ -147,7 +147,7 @@ class WorkSide(Side):
                 return run
             if await connection.fetchval("select exists (select from batch where run_id = $1)", run_id):
                 return run
-            if run.waiting == 0 and run.counts.in_doubt:
+            if run.waiting == 0 and run.counts.in_doubt and may_complete:
                 return await move(connection, run, RunState.PAUSED, GATEWAY, ONLY_DOUBT)
             if run.waiting == 0 and may_complete:
                 return await move(connection, run, RunState.COMPLETED, GATEWAY, "every item is settled")

@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from gateway.records import LaneKey, Loaded, NewItem, RunRecord
+from gateway.records import LaneKey, Loaded, NewItem, RunRecord, is_paused_for_doubt
 from gateway.store.interface import StateError, StoreError
 from gateway.store.sqlite.runs import get, move
 from gateway.store.sqlite.thread import Transaction
@@ -32,7 +32,7 @@ def add(tx: Transaction, run_id: int, items: Sequence[NewItem], received: int | 
         "update run set received = ?, total = total + ? where run_id = ?",
         (read, len(fresh), run_id),
     )
-    if run.kind is RunKind.ASYNC and run.state is RunState.LOADING:
+    if run.kind is RunKind.ASYNC and (run.state is RunState.LOADING or is_paused_for_doubt(run)):
         move(tx, run, RunState.READY, run.author, "")
     told = {item.seq: at for (_, item), at in zip(fresh, where, strict=True)} if places else {}
     return Loaded(added=len(fresh), duplicates=len(items) - len(fresh), received=read, places=told)

@@ -101,7 +101,7 @@ def rest(tx: Transaction, run_id: int, may_complete: bool) -> RunRecord:
         return run
     if tx.db.execute("select 1 from batch where run_id = ? limit 1", (run_id,)).fetchone():
         return run
-    if run.waiting == 0 and run.counts.in_doubt:
+    if run.waiting == 0 and run.counts.in_doubt and may_complete:
         return move(tx, run, RunState.PAUSED, GATEWAY, ONLY_DOUBT)
     if run.waiting == 0 and may_complete:
         return move(tx, run, RunState.COMPLETED, GATEWAY, "every item is settled")

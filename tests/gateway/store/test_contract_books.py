@@ -209,7 +209,7 @@ class Life(RuleBasedStateMachine):
         if not self.books.held and self.state in (RunState.READY, RunState.RUNNING):
             left = sum(self.books.totals.values()) - len(self.books.settled)
             doubt = any(state is ItemState.IN_DOUBT for state, _ in self.books.settled.values())
-            if left == 0 and doubt:
+            if left == 0 and doubt and may_complete:
                 self.state = RunState.PAUSED
                 self.for_doubt = True
             elif left == 0 and may_complete:

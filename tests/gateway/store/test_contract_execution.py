@@ -463,6 +463,28 @@ async def test_a_run_whose_items_are_settled_is_completed_if_it_may(store: Store
     assert (await store.rest(run.id, may_complete=True)).state is RunState.COMPLETED
 
 
+async def test_calls_that_join_an_async_run_do_not_wait_for_a_person_s_word_on_others(store: Store) -> None:
+    run = await store.create_run(new_run(kind=RunKind.ASYNC))
+    await store.add_items(run.id, items(range(1), WRITES), received=None)
+    ((work, _),) = await store.lanes(run.id)
+    batch = await claimed(store, work.lane_id)
+    await store.recover(await sighting_of(store, batch), delay_s=0)
+    assert (await store.rest(run.id, may_complete=False)).state is RunState.READY  # today's: others will join it
+    paused = await store.rest(run.id, may_complete=True)
+    assert (paused.state, paused.reason) == (RunState.PAUSED, "in doubt")
+    await store.add_items(run.id, items(range(1, 2), WRITES), received=None)  # from before midnight
+    assert (await state_of(store, run)).state is RunState.READY
+    assert (await claimed(store, work.lane_id)).hi == 2
+
+
+async def test_calls_that_join_an_async_run_that_a_person_paused_wait(store: Store) -> None:
+    run = await store.create_run(new_run(kind=RunKind.ASYNC))
+    await store.add_items(run.id, items(range(1)), received=None)
+    await store.change_state(run.id, RunState.PAUSED, author="anna", reason="in doubt")
+    await store.add_items(run.id, items(range(1, 2)), received=None)
+    assert (await state_of(store, run)).state is RunState.PAUSED
+
+
 async def test_a_run_with_only_doubt_left_is_paused_until_a_person_has_decided(store: Store) -> None:
     run, lane_id = await ready_run(store, 3, WRITES)
     batch = await claimed(store, lane_id)
