@@ -145,27 +145,29 @@ class Interruptions:
             raise
         self._read(controls, asked)
         self._tell_admission()
-        for source in self._over():
-            try:
-                await self._store.end_interruption(
-                    source, author=GATEWAY, reason="the ramp has reached the cap", skip=False
-                )
-            except StateError:  # another replica was first
-                self._log.info("interruption over already", source=source)
-            else:
-                self._log.info("interruption over", source=source)
-            self._followed.pop(source, None)
+        for source, over in self._over().items():
+            asked = self._clock.boot()
+            controls = await self._store.end_interruption(
+                source, author=GATEWAY, reason="the ramp has reached the cap", skip=False
+            )
+            self._log.info("interruption over", source=source)
+            if self._followed.get(source) is over:  # no other has begun here while the store was told
+                del self._followed[source]
+            self._read(controls, asked)  # nor at another replica, or it is followed from now on
         self._tell_admission()
 
     async def _tell_store(self) -> None:
-        for source, (reason, cool_s, began) in list(self._to_tell.items()):
-            left = began + cool_s - self._clock.boot()
-            if left > 0:
+        for source, told in list(self._to_tell.items()):
+            reason, cool_s, began = told
+            now = self._clock.boot()
+            followed = self._followed[source]
+            # While the store was away it may have cooled already; its ramp is not over for that.
+            if followed.cool_until > now or self._slots_now(followed, now) < self._cap_of(source):
+                left = max(0.0, began + cool_s - now)
                 record = await self._store.interrupt(source, reason=reason, cool_s=left)
-                followed = self._followed.get(source)
-                if followed is not None:
-                    followed.number = record.number
-            self._to_tell.pop(source, None)
+                followed.number = record.number
+            if self._to_tell[source] is told:  # no other has begun meanwhile
+                del self._to_tell[source]
         for source in list(self._to_restart):
             try:
                 await self._store.restart_ramp(source)
@@ -184,19 +186,21 @@ class Interruptions:
             if source not in records and source not in self._to_tell:
                 del self._followed[source]
         for source, record in records.items():
+            if source in self._to_tell:  # this one is older than what has begun here meanwhile
+                continue
             followed = self._followed.get(source)
             if followed is None or (followed.number and followed.number != record.number):
                 self._followed[source] = _followed_from(record, asked)
             elif changed:
                 _follow(followed, record, asked)
 
-    def _over(self) -> list[str]:
+    def _over(self) -> Mapping[str, Interruption]:
         now = self._clock.boot()
-        return [
-            source
+        return {
+            source: one
             for source, one in self._followed.items()
             if one.number and one.cool_until <= now and self._slots_now(one, now) >= self._cap_of(source)
-        ]
+        }
 
     # What admission is told.
 

@@ -203,8 +203,8 @@ class Store(Protocol):
         """Let the ramp of a source begin again at one slot."""
 
     async def end_interruption(self, source: str, *, author: str, reason: str, skip: bool) -> Controls:
-        """Forget an interruption whose ramp is over; with `skip`, a person ends its cool-down early (the ramp
-        follows)."""
+        """Forget an interruption whose ramp is over (one that is cooling again stays); with `skip`, a person ends its
+        cool-down early (the ramp follows)."""
 
     # Audit.
 

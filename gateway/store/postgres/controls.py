@@ -117,7 +117,7 @@ class ControlsSide(Side):
                 )
                 await _changed(connection)
                 await audit(connection, author, "skip cool-down", source, reason)
-            if not skip and row is not None:  # else another process was faster
+            if not skip and row is not None and not row["cooling"]:  # else another was faster, or saw a new one
                 await connection.execute("delete from interruption where source = $1", source)
                 await _changed(connection)
                 await audit(connection, author, "end interruption", source, reason)

@@ -93,7 +93,7 @@ def end_interruption(tx: Transaction, source: str, author: str, reason: str, ski
             )
             _changed(tx)
             audit(tx, author, "skip cool-down", source, reason)
-    elif row is not None:  # else another process was faster
+    elif row is not None and not _is_cooling(tx, row):  # else another process was faster, or saw a new one
         tx.db.execute("delete from interruption where source = ?", (source,))
         _changed(tx)
         audit(tx, author, "end interruption", source, reason)

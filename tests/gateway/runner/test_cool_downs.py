@@ -1,5 +1,6 @@
 """Cool-downs and ramps as one process follows them: by the boot clock, whatever steps the clocks make."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -138,3 +139,52 @@ async def test_what_the_store_could_not_be_told_stands_and_is_told_when_it_is_ba
     await one.room.look()
     (record,) = (await store.controls()).interruptions
     assert record.cool_s == pytest.approx(200, abs=1)
+
+
+async def test_a_cool_down_that_was_over_before_the_store_was_back_is_followed_by_its_ramp(
+    store: SqliteStore, clock: SteppingClock
+) -> None:
+    one, other = Followed(store, clock), Followed(store, clock)
+    one.room.interrupt("onss", "test", 300.0)
+    clock.skip(seconds=310)
+    await one.room.look()
+    await other.room.look()
+    assert one.standing.at_most == other.standing.at_most == {"onss": 1}
+    one.room.interrupt("cin", "test", 300.0)
+    clock.skip(seconds=3600)
+    await one.room.look()
+    assert one.standing == Standing()
+
+
+async def test_what_begins_while_the_store_is_read_is_not_taken_for_what_was_before(
+    store: SqliteStore, clock: SteppingClock
+) -> None:
+    one = Followed(store, clock)
+    one.room.interrupt("onss", "test", 300.0)
+    await one.room.look()
+    await store.end_interruption("onss", author="anna", reason="they said so", skip=True)
+    await one.room.look()
+    clock.skip(seconds=10)
+    await store.restart_ramp("onss")
+    looking = asyncio.create_task(one.room.look())
+    await asyncio.sleep(0)
+    one.room.interrupt("onss", "a burst", 300.0)
+    await looking
+    assert one.room.cooling["onss"] == pytest.approx(300, abs=1)
+    await one.room.look()
+    assert one.room.cooling["onss"] == pytest.approx(300, abs=1)
+
+
+async def test_what_another_process_saw_begin_is_not_forgotten_with_what_is_over(
+    store: SqliteStore, clock: SteppingClock
+) -> None:
+    one = Followed(store, clock)
+    one.room.interrupt("onss", "test", 300.0)
+    await one.room.look()
+    clock.skip(seconds=300 + 181)
+    looking = asyncio.create_task(one.room.look())
+    await asyncio.sleep(0)
+    await store.interrupt("onss", reason="a burst", cool_s=300.0)
+    await looking
+    assert one.room.cooling["onss"] == pytest.approx(300, abs=1)
+    assert [record.reason for record in (await store.controls()).interruptions] == ["a burst"]

@@ -133,6 +133,14 @@ async def test_an_interruption_whose_ramp_is_over_is_forgotten(store: Store) -> 
     assert twice == controls  # another process was faster
 
 
+async def test_an_interruption_that_cools_is_not_forgotten(store: Store) -> None:
+    await store.interrupt("register", reason="burst", cool_s=300)
+    before = await store.controls()
+    after = await store.end_interruption("register", author="gateway", reason="ramp over", skip=False)
+    assert [one.reason for one in after.interruptions] == ["burst"]
+    assert after.revision == before.revision
+
+
 async def test_interruptions_and_their_end_are_in_the_audit_rows(store: Store) -> None:
     await store.interrupt("register", reason="burst", cool_s=0)
     await store.end_interruption("register", author="gateway", reason="ramp over", skip=False)
