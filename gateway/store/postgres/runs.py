@@ -173,10 +173,11 @@ class RunsSide(Side):
             part: int = await connection.fetchval("select part from run where id = $1", run_id)
             found = await connection.fetch("select id from lane where run_id = $1 order by id", run_id)
         spans = [(row["id"] << 32, (row["id"] + 1) << 32) for row in found]
-        for table in ("returned", "handle") if part else ("returned", "handle", "result", "item"):
+        # Items before results: a call that was in progress may still end, and settles only what there is.
+        for table in ("returned", "handle") if part else ("returned", "handle", "item", "result"):
             for lo, hi in spans:
                 await self._delete_slices(table, lo, hi)
-        for table in ("result", "item") if part else ():
+        for table in ("item", "result") if part else ():
             await self._drop(f"{table}_{part}")
         async with self._lines.shared.transaction() as connection:
             await connection.execute("update run set purging = false where id = $1", run_id)

@@ -241,6 +241,25 @@ class TestPurging:
         assert await two[1].to_purge(SystemClock().wall()) == []
         assert await asked(database, f"select 1 from pg_class where relname = 'item_{run.id}'") == []
 
+    async def test_a_call_that_ends_in_the_middle_of_a_purge_does_no_harm(self, two: Two, database: str) -> None:
+        """Where its result's partition is gone and its item is not, no settlement that holds it could be written."""
+        run, lane = await ready_run(two[0], 20)
+        batch = await claimed(two[0], lane)
+        await two[0].change_state(run.id, RunState.CANCELLED, author="anna", reason="")
+        reader = await asyncpg.connect(database, timeout=10)
+        try:
+            await reader.execute("begin")
+            await reader.execute(f"lock table result_{run.id} in access share mode")
+            purge = asyncio.ensure_future(two[0].purge(run.id, author="anna"))
+            async with asyncio.timeout(5):
+                while await asked(database, f"select 1 from pg_class where relname = 'item_{run.id}'"):
+                    await asyncio.sleep(0.05)
+            assert (await two[1].settle(settlement(results=[result(batch, 0)], finished=[batch]))).stored == 0
+        finally:
+            await reader.close()
+        await purge
+        assert (await two[1].settle(settlement(results=[result(batch, 1)], finished=[batch]))).stored == 0
+
     async def test_small_runs_leave_the_shared_partition_row_by_row(self, two: Two, database: str) -> None:
         runs = [await two[0].create_run(new_run(kind=RunKind.ASYNC)) for _ in range(2)]
         for run in runs:
