@@ -3,7 +3,7 @@ every hour.
 
 Rules that always hold:
 - Lanes work only while nothing stands against them (window, hold, cool-down, ramp at 0): what cannot be sent now is not
-  kept in hand.
+  kept in hand. Until the store has said what stands, none begins.
 - Of a run that was paused or cancelled nothing more is begun, from the next commit or second on.
 - When the last lane of a run has left, the store is told (`rest`): it says whether the run is done.
 - While the store is down the loop goes on asking; calls in progress end, and what they came to is kept.
@@ -65,6 +65,7 @@ class Executor:
         self._site = site
         self._on_defect = on_defect
         self.judge: Judge  # set by whoever puts the parts together: each needs the other
+        self.may_begin: Callable[[], bool] = lambda: True  # likewise
         self.lanes: dict[int, Lane] = {}
         self.runs: dict[int, RunInHand] = {}
         self._left_alone: dict[int, float] = {}  # lane -> until, boot clock
@@ -114,7 +115,7 @@ class Executor:
         await self._write_holds()
         work = {one.lane_id: one for one in await self._store.work(self._clock.wall())}
         self._committer.note_up(wrote=False)
-        if self._stopping:
+        if self._stopping or not self.may_begin():
             return
         wanted = self._planned([one for one in work.values() if self._may_work(one)])
         for lane_id, lane in self.lanes.items():

@@ -76,6 +76,7 @@ class Interruptions:
         self._to_restart: set[str] = set()
         self._revision = -1
         self._standing = Standing()
+        self.is_known = False  #: what stands has been read once: before that, nobody knows of a person's hold
 
     def adopt(self, terms: Terms) -> None:
         """Go by other terms from now on."""
@@ -145,6 +146,7 @@ class Interruptions:
             raise
         self._read(controls, asked)
         self._tell_admission()
+        self.is_known = True
         for source, over in self._over().items():
             asked = self._clock.boot()
             controls = await self._store.end_interruption(

@@ -76,6 +76,7 @@ class Runner:
         self._executor = Executor(
             store, self.holder, slots, self._committer, self._accounts, keys, clock, log, self.site, on_defect
         )
+        self._executor.may_begin = lambda: self.interruptions.is_known
         self._executor.judge = Judge(
             self._committer,
             self._accounts,
@@ -188,7 +189,10 @@ class Runner:
     # What is due.
 
     async def _second(self) -> None:
+        was_known = self.interruptions.is_known
         await self.interruptions.look()
+        if not was_known:
+            self.wake()
         await self.client_runs.write()
 
     async def _renew(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from gateway.mass import Opened
@@ -88,3 +89,32 @@ async def test_what_a_dead_gateway_had_in_hand_is_taken_over(tmp_path: Path, ser
     assert 0 < paused.counts.in_doubt <= 16
     assert stand_in.counts.calls.total() <= 500
     assert stand_in.counts.highest("national-register") <= 4
+
+
+async def test_nothing_is_sent_before_the_store_has_said_what_a_person_holds(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
+    clock = JumpingClock()
+    async with standing_in(Script()) as stand_in, fresh_database(server.url) as database:
+        async with replica(tmp_path / "a", stand_in.url, database, clock) as (one, mass):
+            await slots_are_there(clock, one)
+            await mass.store.hold("all", author="anna", reason="they asked")
+            mass.runner.steered()
+            while not mass.runner.interruptions.standing.held:
+                await asyncio.sleep(0.01)
+            record = await submit(mass, 20)
+        reader = await asyncpg.connect(database, timeout=10)
+        await reader.execute("begin")
+        await reader.execute("lock table hold in access exclusive mode")  # so that holds cannot be read for a while
+        async with replica(tmp_path / "b", stand_in.url, database, clock) as (other, mass):
+            await slots_are_there(clock, other)
+            await asyncio.sleep(2.5)
+            assert stand_in.counts.calls.total() == 0
+            await reader.close()
+            while not mass.runner.interruptions.standing.held:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+            assert stand_in.counts.calls.total() == 0
+            await mass.store.unhold("all", author="anna", reason="done")
+            done = await until(mass, record, RunState.COMPLETED)
+    assert done.counts.done == 20
