@@ -62,6 +62,7 @@ class BatchInHand:
     wanted: int  #: the mark to ask for with the next commit
     again: bool
     left: int  #: items of it that are neither settled nor returned
+    seen_at: float  #: boot clock: it was claimed, or renewed, after that
     lost: bool = False  #: it is another's now
     finished: bool = False  #: the store has been told that nothing is left of it
 
@@ -85,13 +86,20 @@ class Committer:
         log: EventLog,
         on_settled: Callable[[Settled], None],
         on_back: Callable[[float], None],
+        sure_s: Callable[[], float] | None = None,
     ) -> None:
+        """Begin.
+
+        Args:
+            sure_s: how long after a renewal no other process ends this one's batches; None: there is no other.
+        """
         self._store = store
         self._holder = holder
         self._clock = clock
         self._log = log
         self._on_settled = on_settled
         self._on_back = on_back
+        self._sure_s = sure_s
         self._batches: dict[int, BatchInHand] = {}
         self._next = _Gathered()
         self._bytes = 0
@@ -104,9 +112,34 @@ class Committer:
 
     # The workers' side.
 
+    def now(self) -> float:
+        """Return the boot clock's time."""
+        return self._clock.boot()
+
     def take_charge(self, batch: BatchInHand) -> None:
         """Look after a batch from now on."""
         self._batches[batch.batch_id] = batch
+
+    def may_send(self, batch: BatchInHand) -> bool:
+        """Say whether a batch is surely this process's still. Another ends those of a process that was frozen or cut
+        off: what may have been sent of them is in doubt then, and what a person decides of it must stay true."""
+        return not batch.lost and (self._sure_s is None or self._clock.boot() <= batch.seen_at + self._sure_s())
+
+    def seen(self, renewed: Collection[int], standing: Collection[int], asked: float) -> None:
+        """Note which of the batches that were renewed at `asked` stood after it; the others are not ours any more."""
+        ours = {number: self._batches[number] for number in renewed if number in self._batches}
+        for number in ours.keys() & standing:
+            ours[number].seen_at = max(ours[number].seen_at, asked)
+        if lost := frozenset(ours.keys() - standing):
+            self._lose(lost)
+            self._on_settled(Settled({}, lost=lost))
+            self._committed.ring()
+
+    def _lose(self, numbers: Collection[int]) -> None:
+        for number in numbers:
+            batch = self._batches.pop(number, None)
+            if batch is not None:
+                batch.lost = True
 
     def let_go(self, batch_id: int) -> None:
         """Look after it no more."""
@@ -245,10 +278,9 @@ class Committer:
             batch = self._batches.get(batch_id)
             if batch is not None and batch_id not in settled.lost:
                 batch.armed = max(batch.armed, mark)
-        for batch_id in (*settled.lost, *gathered.finished):
-            lost = self._batches.pop(batch_id, None)
-            if lost is not None and batch_id in settled.lost:
-                lost.lost = True
+        self._lose(settled.lost)
+        for batch_id in gathered.finished:
+            self._batches.pop(batch_id, None)
         self._on_settled(settled)
         if self._next.entries or self._next.finished:
             self._work.set()

@@ -114,6 +114,7 @@ class Feed:
             if self._stopped:
                 break
             self._forget_finished()
+            asked = self._committer.now()
             try:
                 batch = await self._claimed()
                 items = await self._store.fetch(batch) if batch is not None else ()
@@ -125,7 +126,7 @@ class Feed:
             self._committer.note_up(wrote=batch is not None)
             if batch is None:
                 break
-            await self._take(batch, items)
+            await self._take(batch, items, asked)
         self._ended = True
         self._changed.ring()
 
@@ -145,10 +146,10 @@ class Feed:
             self.due = batch is not None
         return batch
 
-    async def _take(self, batch: Batch, items: Iterable[StoredItem]) -> None:
+    async def _take(self, batch: Batch, items: Iterable[StoredItem], asked: float) -> None:
         stored = list(items)
         mark = batch.hi if batch.again else batch.armed
-        in_hand = BatchInHand(batch.batch_id, batch.run_id, batch.hi, mark, mark, again=batch.again, left=len(stored))
+        in_hand = BatchInHand(batch.batch_id, batch.run_id, batch.hi, mark, mark, batch.again, len(stored), asked)
         self._batches[batch.batch_id] = in_hand
         self.claimed += 1
         self._committer.take_charge(in_hand)

@@ -5,7 +5,8 @@ Rules that always hold:
   happen before and after. There are some workers more than slots, so that the next call stands ready.
 - A call in progress is never cut by us: who retires a lane ends those who wait, and waits for those who call.
 - An item goes out as the configuration has it in the moment of its grant.
-- An item whose guard said no before the first byte goes back to the head.
+- An item whose guard said no before the first byte goes back to the head; so does one of a batch that may be another's
+  by now.
 - A defect ends the lane and nothing else. What it may have sent is then treated like a crash's: repeated after T where
   it may be, in doubt where not.
 
@@ -143,6 +144,8 @@ class Lane:
                 async with self._slots.slot(
                     sources, self.work.public_id, hold_s=site.settings.hold_total, stored=True
                 ) as slot:
+                    if not self._committer.may_send(item.batch):
+                        raise GuardClosedError
                     worker.waiting = False
                     self.calling += 1
                     try:

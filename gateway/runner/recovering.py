@@ -7,6 +7,7 @@ Rules that always hold:
 - A sighting is timed after its answer arrived, so the time in which nothing changed is never overrated.
 - Batches under this process's own holder that it does not know (a claim whose answer was lost) are ended after two
   looks, so that a claim that is just being answered is left alone.
+- Of its own batches this process believes only what the store says after a renewal: one that is gone is another's.
 - What may have been sent waits T before it is repeated: its source may still be working on it.
 """
 
@@ -39,6 +40,7 @@ class Recovery:
         lease_s: Callable[[], float],
         hold_s: Callable[[], float],
         in_hand: Callable[[], Collection[int]],
+        seen: Callable[[Collection[int], Collection[int], float], None],
     ) -> None:
         self._store = store
         self._holder = holder
@@ -48,6 +50,8 @@ class Recovery:
         self._lease_s = lease_s
         self._hold_s = hold_s
         self._in_hand = in_hand
+        self._seen_own = seen
+        self._renewed: tuple[frozenset[int], float] = frozenset(), 0.0  # batches, and when that was asked
         self._seen: dict[int, _Seen] = {}
         self._strays: set[int] = set()
 
@@ -57,8 +61,11 @@ class Recovery:
         Raises:
             StoreDownError: the store does not answer.
         """
-        if self._shared and self._in_hand():
+        in_hand = frozenset(self._in_hand())
+        if self._shared and in_hand:
+            asked = self._clock.boot()
             await self._store.renew_batches(self._holder)
+            self._renewed = in_hand, asked
 
     async def look(self) -> int:
         """Look at all batches, and end those of the dead; return how many.
@@ -68,6 +75,8 @@ class Recovery:
         """
         batches = await self._store.batches()
         now = self._clock.boot()
+        renewed, asked = self._renewed
+        self._seen_own(renewed, {one.batch_id for one in batches if one.holder == self._holder}, asked)
         self._note(batches, now)
         ended = 0
         for sighting in batches:

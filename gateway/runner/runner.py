@@ -69,7 +69,9 @@ class Runner:
         self._shared = shared
         self._on_defect = on_defect
         self._accounts = Accounts()
-        self._committer = Committer(store, self.holder, clock, log, self._settled, self._back)
+        # As long as a slot's rows are good: a call is over, T included, before anybody can have ended its batch.
+        sure_s = (lambda: self._lease_times.lease_s - self._lease_times.hold_s) if shared else None
+        self._committer = Committer(store, self.holder, clock, log, self._settled, self._back, sure_s)
         self.interruptions = Interruptions(
             store, clock, log, _interruption_terms(site), self._cap_of, self._adopt_standing
         )
@@ -96,6 +98,7 @@ class Runner:
             lease_s=lambda: self._lease_times.lease_s,
             hold_s=lambda: self._site.settings.hold_total,
             in_hand=self._committer.numbers,
+            seen=self._committer.seen,
         )
         self.figures = Figures(clock, lambda: self._site.configuration.calendar, lambda: not self.is_down)
         self._was_steered = asyncio.Event()

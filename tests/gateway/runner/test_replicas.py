@@ -13,7 +13,7 @@ from gateway.mass import Opened
 from gateway.simulator import Latency, Script, standing_in
 from policies.model import RunState
 from tests.conftest import JumpingClock, Running, gateway_over
-from tests.gateway.runner.making import WRITES, died, items, opened, submit, until
+from tests.gateway.runner.making import WRITES, died, items, nothing_in_hand, opened, submit, until
 from tests.gateway.store.postgres_server import EmbeddedServer, embedded_server, fresh_database
 
 LEASE_S = 20.0
@@ -118,3 +118,28 @@ async def test_nothing_is_sent_before_the_store_has_said_what_a_person_holds(
             await mass.store.unhold("all", author="anna", reason="done")
             done = await until(mass, record, RunState.COMPLETED)
     assert done.counts.done == 20
+
+
+async def test_what_others_ended_while_a_gateway_was_frozen_is_not_sent_by_it_when_it_wakes(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
+    """It is in doubt, and a person may have decided already that it is repeated, or that it was done."""
+    clock = JumpingClock()
+    async with (
+        standing_in(Script(latency=Latency(0.15, 0.15))) as stand_in,
+        fresh_database(server.url) as database,
+        replica(tmp_path / "a", stand_in.url, database, clock) as (run, mass),
+    ):
+        await slots_are_there(clock, run)
+        record = await submit(mass, 60, WRITES)
+        await until(mass, record, lambda one: one.counts.done >= 8)
+        clock.skip(seconds=LEASE_S)  # nobody hears of it for so long
+        for sighting in await mass.store.batches():
+            await mass.store.recover(sighting, delay_s=0.0)
+        begun = stand_in.counts.calls.total()
+        before = await mass.store.run(record.public_id)
+        assert before is not None
+        ended = await until(mass, record, lambda one: one.counts.settled == 60, timeout=60)
+        await nothing_in_hand(mass)
+    assert ended.counts.in_doubt > before.counts.in_doubt - 4 > 0
+    assert stand_in.counts.calls.total() == begun + 60 - before.counts.settled
