@@ -99,6 +99,11 @@ def is_paused_for_doubt(run: RunRecord) -> bool:
     return run.state is RunState.PAUSED and (run.changed_by, run.reason) == (GATEWAY, ONLY_DOUBT)
 
 
+def takes_over(run: RunRecord, to: RunState, author: str) -> bool:
+    """Say whether a person's pause takes the place of the gateway's own: from then on only a person ends it."""
+    return to is RunState.PAUSED and run.state is to and run.changed_by == GATEWAY != author
+
+
 @dataclass(frozen=True, slots=True)
 class LaneKey:
     """What the items of a lane have in common."""

@@ -204,7 +204,8 @@ class Steering:
 
 
 READY = Steering(RunState.READY, (RunState.LOADING,), "complete")
-PAUSE = Steering(RunState.PAUSED, (RunState.READY, RunState.RUNNING), "paused by a person")
+PAUSE = Steering(RunState.PAUSED, (RunState.READY, RunState.RUNNING, RunState.PAUSED), "paused by a person")
+"""Also of what the gateway has paused itself: that would go on by itself when nothing is in doubt any more."""
 RESUME = Steering(RunState.READY, (RunState.PAUSED,), "resumed by a person")
 CANCEL = Steering(
     RunState.CANCELLED,

@@ -93,7 +93,8 @@ class Store(Protocol):
     async def change_state(
         self, run_id: int, to: RunState, *, author: str, reason: str, expected: Sequence[RunState] = ()
     ) -> RunRecord:
-        """Change a run's state by the table of `policies.runs`; `expected`: only from one of these.
+        """Change a run's state by the table of `policies.runs`; `expected`: only from one of these. A person may pause
+        what the gateway has paused: nothing but a person lets it go on then.
 
         Raises StateError; the message says how the run stands.
         """

@@ -13,7 +13,7 @@ from datetime import datetime
 
 import asyncpg
 
-from gateway.records import GATEWAY, RETENTION_S, Counts, NewRun, RunRecord
+from gateway.records import GATEWAY, RETENTION_S, Counts, NewRun, RunRecord, takes_over
 from gateway.store.interface import StateError, StoreError
 from gateway.store.postgres.lines import Side
 from policies.model import RunKind, RunState
@@ -234,7 +234,7 @@ async def get(connection: asyncpg.Connection, run_id: int, *, lock: bool = False
 
 async def move(connection: asyncpg.Connection, run: RunRecord, to: RunState, author: str, reason: str) -> RunRecord:
     """Change a locked run's state by the table."""
-    if not may_change(run.state, to):
+    if not (may_change(run.state, to) or takes_over(run, to, author)):
         raise StateError(f"Run {run.public_id} is {run.state.value}{_why(run)} and cannot become {to.value}.")
     first_start = to is RunState.RUNNING and run.started_at is None
     row = await connection.fetchrow(

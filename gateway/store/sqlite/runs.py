@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.records import GATEWAY, RETENTION_S, Counts, NewRun, RunRecord
+from gateway.records import GATEWAY, RETENTION_S, Counts, NewRun, RunRecord, takes_over
 from gateway.store.interface import StateError, StoreError
 from gateway.store.sqlite.thread import Transaction, span_us, to_instant, to_us
 from policies.model import RunKind, RunState
@@ -119,7 +119,7 @@ def change_state(
 
 def move(tx: Transaction, run: RunRecord, to: RunState, author: str, reason: str) -> RunRecord:
     """Change a state by the table."""
-    if not may_change(run.state, to):
+    if not (may_change(run.state, to) or takes_over(run, to, author)):
         raise StateError(f"Run {run.public_id} is {run.state.value}{_why(run)} and cannot become {to.value}.")
     first_start = to is RunState.RUNNING and run.started_at is None
     tx.db.execute(

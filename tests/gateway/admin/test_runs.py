@@ -198,7 +198,10 @@ async def test_a_run_is_paused_resumed_and_cancelled_with_author_and_reason(api:
         status, shown = await step("pause", {"reason": "the source asked for it"})
         assert (status, shown["state"], shown["reason"]) == (200, "paused", "the source asked for it")
         assert shown["changedBy"]
+        assert (await step("pause", {"reason": "me too"}))[0] == 409
         assert (await step("resume", {}))[1]["state"] == "ready"
+        await api.store.change_state(run.id, RunState.PAUSED, author="gateway", reason="in doubt")
+        assert (await step("pause", {"reason": "and I say so"}))[1]["reason"] == "and I say so"
         assert (await step("cancel", {"reason": "wrong list"}))[1]["state"] == "cancelled"
         assert (await step("resume", {}))[0] == 409
         assert (await step("purge", {}))[1]["purged"] is True

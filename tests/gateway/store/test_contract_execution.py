@@ -485,6 +485,20 @@ async def test_calls_that_join_an_async_run_that_a_person_paused_wait(store: Sto
     assert (await state_of(store, run)).state is RunState.PAUSED
 
 
+async def test_a_person_s_pause_takes_the_place_of_the_gateway_s_and_outlasts_doubt(store: Store) -> None:
+    run, lane_id = await ready_run(store, 1, WRITES)
+    await store.recover(await sighting_of(store, await claimed(store, lane_id)), delay_s=0)
+    assert (await store.rest(run.id, may_complete=True)).reason == "in doubt"
+    paused = await store.change_state(run.id, RunState.PAUSED, author="anna", reason="wait for me")
+    assert (paused.state, paused.changed_by, paused.reason) == (RunState.PAUSED, "anna", "wait for me")
+    with pytest.raises(StateError):
+        await store.change_state(run.id, RunState.PAUSED, author="gateway", reason="in doubt")
+    with pytest.raises(StateError):
+        await store.change_state(run.id, RunState.PAUSED, author="bert", reason="me too")
+    assert (await store.decide(run.id, 0, "repeat", author="bert", reason="")).state is RunState.PAUSED
+    assert [row.author for row in await store.audit() if row.action == "run paused"] == ["gateway", "anna"]
+
+
 async def test_a_run_with_only_doubt_left_is_paused_until_a_person_has_decided(store: Store) -> None:
     run, lane_id = await ready_run(store, 3, WRITES)
     batch = await claimed(store, lane_id)
