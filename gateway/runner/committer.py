@@ -191,6 +191,11 @@ class Committer:
         """Return how many entries are not durable yet."""
         return self._handed_in - self._written
 
+    @property
+    def has_nothing_to_try_with(self) -> bool:
+        """Whether the store could not write, and nothing waits that would show whether it can by now."""
+        return self.down_since is not None and self._cannot_write and not self.waiting
+
     def _finish(self, batch: BatchInHand) -> None:
         if not batch.finished:
             batch.finished = True

@@ -197,6 +197,9 @@ class Runner:
         if not was_known:
             self.wake()
         await self.client_runs.write()
+        if self._committer.has_nothing_to_try_with:  # nobody else would find out that it can be written again
+            await self._store.note(GATEWAY, "store up", "store", "it could not be written for a while")
+            self._committer.note_up(wrote=True)
 
     async def _renew(self) -> None:
         await self._recovery.renew()

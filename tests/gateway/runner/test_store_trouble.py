@@ -11,7 +11,7 @@ from pathlib import Path
 from gateway.packing import StoredRequest, pack_request
 from gateway.records import NewItem
 from gateway.simulator import Latency, Script, standing_in
-from policies.model import ALL_SOURCES, RunState
+from policies.model import ALL_SOURCES, RunState, StoreDownError
 from tests.conftest import JumpingClock, envelope, gateway_over, post, raw_server
 from tests.gateway.runner.making import BASE, WRITES, items, nothing_in_hand, opened, patient, submit, until
 
@@ -120,6 +120,19 @@ async def test_an_outage_that_stopped_bulk_is_an_interruption_of_everything(tmp_
         clock.skip(seconds=301)
         await until(mass, record, RunState.COMPLETED)
     assert stand_in.counts.calls.total() == 200
+
+
+async def test_that_a_store_can_be_written_again_shows_though_nothing_is_to_be_written(tmp_path: Path) -> None:
+    """Else it would seem down until the next opening, and bulk would cool down then for an outage of hours."""
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url) as run:
+        mass = await opened(run)
+        # A claim that failed on a full disk, whose lane has left since for the closing window.
+        mass.runner._committer.note_down(StoreDownError("no room on the disk"), writing=True)
+        assert mass.runner.is_down
+        async with asyncio.timeout(5):
+            while mass.runner.is_down:
+                await asyncio.sleep(0.05)
+        assert [row.action for row in await mass.store.audit()] == ["store up"]
 
 
 async def test_a_store_that_is_not_there_at_start_stops_no_call(tmp_path: Path) -> None:
