@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from gateway.records import RunRecord
-from policies.model import ItemState
+from policies.model import ItemState, RunState
 from tests.conftest import envelope
 from tests.gateway.admin.conftest import Api
 
