@@ -223,6 +223,9 @@ class Executor:
         except (StoreDownError, StoreError) as error:
             self._log.info("run not put to rest yet", run=run_id, why=str(error))
             return
+        except Exception as error:  # noqa: BLE001  # a defect: the lanes of other runs go on
+            self._on_defect(error)
+            return
         if record.state not in GOES_ON:
             self._accounts.close(run_id)
             self._log.info("run", run=record.public_id, state=record.state, reason=record.reason)

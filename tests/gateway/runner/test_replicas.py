@@ -143,3 +143,28 @@ async def test_what_others_ended_while_a_gateway_was_frozen_is_not_sent_by_it_wh
         await nothing_in_hand(mass)
     assert ended.counts.in_doubt > before.counts.in_doubt - 4 > 0
     assert stand_in.counts.calls.total() == begun + 60 - before.counts.settled
+
+
+async def test_a_run_that_the_database_will_not_put_to_rest_does_not_end_the_others(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
+    clock = JumpingClock()
+    async with (
+        standing_in(Script()) as stand_in,
+        fresh_database(server.url) as database,
+        replica(tmp_path / "a", stand_in.url, database, clock) as (run, mass),
+    ):
+        await slots_are_there(clock, run)
+        connection = await asyncpg.connect(database, timeout=10)
+        await connection.execute("create function no() returns trigger language plpgsql as 'begin raise ''no''; end'")
+        await connection.execute(
+            "create trigger no before update on run for each row when (new.state = 'completed') execute function no()"
+        )
+        for _ in range(2):
+            record = await submit(mass, 20)
+            await until(mass, record, lambda one: one.counts.done == 20)
+            await nothing_in_hand(mass)
+        await connection.execute("drop trigger no on run")
+        await connection.close()
+        await mass.runner._put_to_rest()
+        await until(mass, record, RunState.COMPLETED)
