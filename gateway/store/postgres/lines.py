@@ -64,6 +64,16 @@ class Line:
         self._asked_at = 0.0
         self._closed = False
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connection is not None and not self._connection.is_closed()
+
+    @property
+    def rests(self) -> bool:
+        """Whether a connection could not be made, and is not tried again for a while."""
+        return not self.is_there and self._clock.boot() < self._not_before
+
     @asynccontextmanager
     async def statement(self, timeout_s: float | None = None) -> AsyncIterator[asyncpg.Connection]:
         """Lend the connection for one statement, which is a transaction of its own."""
@@ -204,8 +214,9 @@ class Lines:
 
     @property
     def shared(self) -> Line:
-        """Return the line that is asked for least."""
-        return min(self._shared, key=lambda line: line.waiting)
+        """Return the line that is asked for least, one that is there rather than one that has to be made first: so one
+        that cannot be made (the server takes no more connections) stops nothing while others are there."""
+        return min(self._shared, key=lambda line: (line.rests, line.waiting, not line.is_there))
 
     def all(self) -> tuple[Line, ...]:
         """Return every line."""

@@ -189,6 +189,26 @@ class TestTwoGateways:
             assert await store.controls()  # the connection was not lost for it
 
 
+class TestLines:
+    async def test_a_connection_that_cannot_be_made_again_stops_nothing_while_others_are_there(
+        self, two: Two, database: str
+    ) -> None:
+        await asyncio.gather(*(two[0].controls() for _ in range(8)))
+        line = two[0]._lines._shared[0]
+        assert line._connection is not None
+        name, pid = urlsplit(database).path.strip("/"), line._connection.get_server_pid()
+        server = urlsplit(database)._replace(path="/postgres").geturl()
+        await asked(server, f'alter database "{name}" with allow_connections false')
+        try:
+            await asked(server, f"select pg_terminate_backend({pid})")
+            with suppress(StoreDownError):
+                await two[0].controls()  # it may be the one that was under way
+            for _ in range(20):
+                await two[0].controls()
+        finally:
+            await asked(server, f'alter database "{name}" with allow_connections true')
+
+
 class TestPurging:
     async def test_a_files_partitions_go_with_it_and_others_stay(self, two: Two, database: str) -> None:
         runs = [await ready_run(two[0], 20) for _ in range(2)]
