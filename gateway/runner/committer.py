@@ -28,6 +28,8 @@ RETRY_S = 1.0
 """How often a commit is tried again while the store is down."""
 MOST_ENTRIES = 1000
 """Entries of one commit."""
+COMMIT_BYTES = 16 * 1024 * 1024
+"""Answers of one commit, roughly: more would take longer than a store may take (`store.timeout`), each time anew."""
 MOST_BYTES = 256 * 1024 * 1024
 """Answers that may wait in memory for the store."""
 
@@ -238,7 +240,8 @@ class Committer:
     def _gathered(self) -> tuple[_Gathered, Mapping[int, int]]:
         """Take what there is to write: the entries in their order, and a finish only with the last of its batch."""
         entries = self._next.entries
-        now, later = entries[:MOST_ENTRIES], entries[MOST_ENTRIES:]
+        many = _so_many(entries)
+        now, later = entries[:many], entries[many:]
         unwritten = {entry.batch_id for entry in later}
         gathered = _Gathered(now, self._next.finished - unwritten)
         self._next = _Gathered(later, self._next.finished & unwritten)
@@ -290,3 +293,13 @@ class Committer:
         if self._next.entries or self._next.finished:
             self._work.set()
         self._committed.ring()
+
+
+def _so_many(entries: list[Entry]) -> int:
+    """Return how many entries go into the next commit: one at least."""
+    size = 0
+    for number, entry in enumerate(entries[:MOST_ENTRIES]):
+        size += len(entry.sealed) if isinstance(entry, Result) else 0
+        if size > COMMIT_BYTES and number:
+            return number
+    return min(len(entries), MOST_ENTRIES)

@@ -14,7 +14,7 @@ from gateway.runner.committer import Committer
 from gateway.runner.feed import Feed
 from gateway.store.sqlite import SqliteStore, open_sqlite
 from tests.conftest import JumpingClock
-from tests.gateway.store.making import READS, WRITES, again, claimed, ready_run, settlement
+from tests.gateway.store.making import READS, WRITES, again, claimed, ready_run, result, settlement
 
 HERE = "here"
 
@@ -91,3 +91,28 @@ async def test_of_writes_that_wait_again_few_are_in_hand_at_a_time(store: Sqlite
         recovered = await store.recover(sighting, delay_s=0.0)
         left += recovered.in_doubt if recovered is not None else 0
     assert 40 <= left <= 46  # those that were taken, and few more
+
+
+async def test_answers_of_any_size_are_written_a_few_megabytes_at_a_time(store: SqliteStore) -> None:
+    run, lane_id = await ready_run(store, 10)
+    batch = await claimed(store, lane_id, HERE)
+    stored: list[int] = []
+    clock = JumpingClock()
+    committer = Committer(
+        store,
+        HERE,
+        clock,
+        EventLog(clock, lambda _line: None),
+        lambda settled: stored.append(settled.stored),
+        lambda _seconds: None,
+    )
+    for position in range(10):
+        committer.add(result(batch, position, sealed=bytes((20 if position == 5 else 6) << 20)))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        writing = tasks.create_task(committer.run())
+        await committer.flushed()
+        writing.cancel()
+    assert stored == [2, 2, 1, 1, 2, 2]
+    record = await store.run(run.public_id)
+    assert record is not None
+    assert record.counts.done == 10
