@@ -160,11 +160,13 @@ async def test_a_run_that_the_database_will_not_put_to_rest_does_not_end_the_oth
         await connection.execute(
             "create trigger no before update on run for each row when (new.state = 'completed') execute function no()"
         )
+        runs = []
         for _ in range(2):
-            record = await submit(mass, 20)
-            await until(mass, record, lambda one: one.counts.done == 20)
+            runs.append(await submit(mass, 20))
+            await until(mass, runs[-1], lambda one: one.counts.done == 20)
             await nothing_in_hand(mass)
         await connection.execute("drop trigger no on run")
         await connection.close()
         await mass.runner._put_to_rest()
-        await until(mass, record, RunState.COMPLETED)
+        for record in runs:
+            await until(mass, record, RunState.COMPLETED)
