@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 FIRST_CALLS_S = 0.05
 """Calls that waited for this start go first: what is imported behind the listeners keeps the interpreter busy for a
 quarter of a second."""
+RENEWALS_SEEN = 1.2
+"""For so many R, other gateways' rows are looked at after an unclean stop: whoever lives renews within one."""
+_LOOKS = 12
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 """Between attempts to open a store that does not answer."""
@@ -106,8 +109,8 @@ class MassRuns:
         """Open the store, and execute runs until `stop`.
 
         Args:
-            unclean: the process before this one did not stop in order; with a store of one process, that is an
-                interruption of everything.
+            unclean: the process before this one did not stop in order: an interruption of everything, unless other
+                gateways go on.
         """
         try:
             await asyncio.sleep(FIRST_CALLS_S)
@@ -116,7 +119,7 @@ class MassRuns:
                 if opened is None or self._stopping:
                     return
                 self.is_open.set()
-                if unclean and not self._is_shared:
+                if unclean and not await self._others_go_on(opened.store):
                     settings = self._configuration.settings
                     cool_s = max(settings.hold_total, settings.runs.cool_down)
                     opened.runner.interruptions.interrupt(ALL_SOURCES, "an unclean restart", cool_s)
@@ -127,6 +130,27 @@ class MassRuns:
                 await self._execute(opened.runner)
         finally:
             self._ended.set()
+
+    async def _others_go_on(self, store: "Store") -> bool:
+        """Say whether another gateway holds slots and renews them: then bulk was not interrupted."""
+        if not self._is_shared:
+            return False
+        rows = cast("LeaseStore", store)
+        try:
+            before = {(row.token, row.renewal, row.holder) for row in (await rows.observe()).rows}
+            wait_s = RENEWALS_SEEN * self._slots.times(self._configuration.settings.hold_total).renew_s
+            for _ in range(_LOOKS):
+                if self._stopping:
+                    return True
+                await asyncio.sleep(wait_s / _LOOKS)
+                if any(
+                    row.holder and (row.token, row.renewal, row.holder) not in before
+                    for row in (await rows.observe()).rows
+                ):
+                    return True
+        except StoreDownError:
+            return False
+        return False
 
     async def _look_at_holds(self, runner: "Runner") -> None:
         """Know what persons hold before the first bulk call of this process."""

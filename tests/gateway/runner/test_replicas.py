@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+import gateway.mass as mass_room
 from gateway.mass import Opened
 from gateway.simulator import Latency, Script, standing_in
 from policies.model import RunState
@@ -28,14 +29,16 @@ def server() -> Iterator[EmbeddedServer]:
 
 @asynccontextmanager
 async def replica(
-    folder: Path, source: str, database: str, clock: JumpingClock
+    folder: Path, source: str, database: str, clock: JumpingClock, *, left: str = ""
 ) -> AsyncIterator[tuple[Running, Opened]]:
-    """Run one of the gateways that share a database."""
-    folder.mkdir()
+    """Run one of the gateways that share a database. `left`: what a process of its own that died has left."""
+    folder.mkdir(exist_ok=True)
     (folder / "url").write_text(database)
     (folder / "key").write_text(base64.b64encode(b"k" * 32).decode())
     extra = "store: {url: {file: url}, key: {file: key}}\nruns: {retry_first: 10ms, retry_longest: 20ms}\n"
-    async with gateway_over(folder, source, extra=extra, clock=clock) as run:
+    if left:
+        (folder / "state" / "busy_until.json").write_text(left)
+    async with gateway_over(folder, source, extra=extra, clock=clock, clean=not left) as run:
         yield run, await opened(run)
 
 
@@ -170,3 +173,37 @@ async def test_a_run_that_the_database_will_not_put_to_rest_does_not_end_the_oth
         await mass.runner._put_to_rest()
         for record in runs:
             await until(mass, record, RunState.COMPLETED)
+
+
+async def started_again(
+    folder: Path, source: str, database: str, clock: JumpingClock, *, left: str, skipping: float
+) -> list[str]:
+    """Start a gateway anew where a process of its own has died; return the sources that are interrupted then."""
+    async with replica(folder, source, database, clock, left=left) as (_, mass):
+        async with asyncio.timeout(10):
+            while not mass.runner.interruptions.is_known:
+                clock.skip(seconds=skipping)
+                await asyncio.sleep(0.1)
+        return [one.source for one in (await mass.store.controls()).interruptions]
+
+
+async def test_an_unclean_restart_interrupts_bulk_unless_others_go_on(
+    tmp_path: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mass_room, "RENEWALS_SEEN", 0.4)  # 2 s
+    clock = JumpingClock()
+    async with standing_in(Script(latency=Latency(0.03, 0.03))) as stand_in, fresh_database(server.url) as database:
+        async with replica(tmp_path / "a", stand_in.url, database, clock) as (alone, mass):
+            await slots_are_there(clock, alone)
+            left = await died(alone)
+        assert await started_again(tmp_path / "a", stand_in.url, database, clock, left=left, skipping=0) == ["all"]
+        async with replica(tmp_path / "b", stand_in.url, database, clock) as (other, mass):
+            await mass.store.end_interruption("all", author="anna", reason="a test", skip=True)
+            clock.skip(seconds=LEASE_S + 600)
+            await submit(mass, 2000)
+            async with asyncio.timeout(30):
+                while not any(pool.rows for pool in other.gateway.slots.statistics().pools.values()):
+                    clock.skip(seconds=1)
+                    await asyncio.sleep(0.1)
+            again = await started_again(tmp_path / "a", stand_in.url, database, clock, left=left, skipping=1.0)
+    assert again == []
