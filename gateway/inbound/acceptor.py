@@ -15,8 +15,8 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 
-A_TURN = 16
-"""Connections that are accepted in one turn: with what they send at once, about 2 ms of it."""
+A_TURN = 4
+"""Connections that are accepted in one turn: with what they send at once, about half a millisecond of it."""
 PAUSE_S = 0.1
 HANDSHAKE_S = 10.0
 """For a TLS handshake: three lost packets of a slow client (1+2+4 s, RFC 6298)."""

@@ -13,8 +13,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-SLICE_S = 0.001
-"""Of each turn of the loop for bulk: about what a real-time call may be late by."""
+SLICE_S = 0.0003
+"""Of each turn of the loop for bulk: about what a real-time call, and a slot that passes from call to call, may be late
+by. 0.1 ms less gains nothing more: looking at the sockets costs some 30 us each time (measured)."""
 BEGIN_S = 0.00004
 """What it costs to begin a call whose header has come: its task, its route, its class (measured: 30 to 50 us)."""
 ARRIVAL_S = 0.0001

@@ -115,3 +115,15 @@ class Answer:
     def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
+
+
+def framing(fields: list[tuple[bytes, bytes]]) -> tuple[int | None, bool, str]:
+    """Return an answer's Content-Length, whether it has a transfer coding, and what is wrong with them: then it must
+    not be relayed (RFC 9112 section 6.3)."""
+    lengths = [value for name, value in fields if name.lower() == b"content-length"]
+    codings = [value.lower() for name, value in fields if name.lower() == b"transfer-encoding"]
+    if len(lengths) > 1 or (lengths and codings):
+        return None, bool(codings), "its length is said twice"
+    if codings and codings != [b"chunked"]:
+        return None, True, "its transfer coding is not chunked"
+    return int(lengths[0]) if lengths else None, bool(codings), ""

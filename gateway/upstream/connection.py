@@ -21,7 +21,7 @@ from typing import cast
 
 import httptools
 
-from gateway.upstream.answer import Answer
+from gateway.upstream.answer import Answer, framing
 from gateway.upstream.tls import Tls
 from gateway.upstream.troubles import (
     BrokenAnswerError,
@@ -65,11 +65,9 @@ class Connection(asyncio.BufferedProtocol):
         self.wrote = False  #: a byte of the request may have left
         self.reusable = False  #: the answer ended in order, and the upstream keeps the connection
         self._on_complete: Callable[[], None] | None = None
-        self._bodiless = False
-        self._discarding = False
+        self._bodiless = self._is_bulk = self._discarding = False
         self._fields: list[tuple[bytes, bytes]] = []
-        self._reason = b""
-        self._head_size = 0
+        self._reason, self._head_size = b"", 0
         self._until_end = False  # the body ends with the connection
         self._fault = ""  # what a callback of the parser found wrong
 
@@ -189,7 +187,7 @@ class Connection(asyncio.BufferedProtocol):
         """Tell whoever waits for the answer that it will not come, or not whole."""
         if self.answer is not None and not self.answer.complete and self.answer.trouble is None:
             self.answer.fail(trouble)
-            self._resolve_head()
+            _resolve(self.head)
 
     def _parse(self, data: bytes | memoryview) -> None:
         answer = self.answer
@@ -210,6 +208,13 @@ class Connection(asyncio.BufferedProtocol):
             self._broken(self._fault)
         elif not answer.status and self._head_size > MAX_HEAD:
             self._broken(_OVERSIZE)
+        elif answer.status and self.head is not None and not self.head.done():
+            # After the whole: its end may give a slot to the next call. Such calls go out before any answer that came
+            # at the same time is relayed (else half a millisecond of each slot's time is lost, measured).
+            if self._is_bulk:
+                self._loop.call_soon(_resolve, self.head)
+            else:
+                _resolve(self.head)
 
     def _broken(self, what: str) -> None:
         self.fail(BrokenAnswerError(f"the upstream's answer cannot be used: {what}", bytes_written=True))
@@ -233,11 +238,6 @@ class Connection(asyncio.BufferedProtocol):
         if on_complete is not None:
             on_complete()  # before this answer is relayed: it may give a slot to the next call
         answer.finish()
-        self._resolve_head()
-
-    def _resolve_head(self) -> None:
-        if self.head is not None and not self.head.done():
-            self.head.set_result(None)
 
     def _pause_reading(self) -> None:
         if not self.closed and not self._discarding:
@@ -273,25 +273,18 @@ class Connection(asyncio.BufferedProtocol):
         if self._head_size > MAX_HEAD and sum(len(name) + len(value) + 4 for name, value in self._fields) > MAX_HEAD:
             self._fault = _OVERSIZE
             return
-        lengths = [value for name, value in self._fields if name.lower() == b"content-length"]
-        codings = [value for name, value in self._fields if name.lower() == b"transfer-encoding"]
-        if len(lengths) > 1 or (lengths and codings):
-            self._fault = "its length is said twice"  # RFC 9112 section 6.3: must not be relayed
-            return
-        if codings and codings != [b"chunked"] and [value.lower() for value in codings] != [b"chunked"]:
-            self._fault = "its transfer coding is not chunked"
+        length, has_coding, self._fault = framing(self._fields)
+        if self._fault:
             return
         answer.status = status
         answer.reason = self._reason
         answer.http_minor = 0 if self._parser.get_http_version() == "1.0" else 1
         answer.headers = self._fields
-        answer.length = int(lengths[0]) if lengths else None
+        answer.length = length
         answer.has_body = not self._bodiless and status not in (204, 304)
-        self._until_end = answer.has_body and not lengths and not codings
+        self._until_end = answer.has_body and length is None and not has_coding
         if self._bodiless:
             self._complete()
-        else:
-            self._resolve_head()
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -388,13 +381,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def mark_bulk(self, call_timeout: float) -> None:
         """Have an abort drop what the kernel still holds, and a dead peer be found out, while a call is in flight."""
+        self._is_bulk = True
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         if _USER_TIMEOUT is not None:
             self._sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(call_timeout * 1000))
 
     def unmark_bulk(self) -> None:
         """Take back what `mark_bulk` set, before the connection serves another call."""
+        self._is_bulk = False
         if not self.closed:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY_CLOSE)
             if _USER_TIMEOUT is not None:
                 self._sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, 0)
+
+
+def _resolve(head: asyncio.Future[None] | None) -> None:
+    if head is not None and not head.done():
+        head.set_result(None)
