@@ -37,17 +37,19 @@ architecture: $(READY)  ## who may import what
 
 MODEL := tests/policies/test_lease_model.py
 BESIDE := tests/gateway/store tests/policies tests/gateway/soap tests/gateway/config
-PROCESSES := tests/e2e tests/gateway/runner tests/gateway/loading/test_processes.py
+RUNS := tests/gateway/runner tests/gateway/loading/test_processes.py
+PROCESSES := tests/e2e
 unit: $(READY)   ## tests with branch coverage: policies/ 100 %, all at least 90 %
 	$(BIN)/coverage erase
-	@# Two halves side by side, and the model of shared slots, untraced (tracing triples its time, and tells nothing).
+	@# Three parts side by side, which mostly wait, and the model of shared slots, untraced (tracing triples its time).
 	@# Then what drills real processes, which has the machine for itself.
 	@logs=$$(mktemp -d); status=0; \
 	  $(BIN)/pytest -q $(MODEL) > $$logs/model 2>&1 & model=$$!; \
 	  $(BIN)/coverage run -m pytest $(BESIDE) --ignore=$(MODEL) > $$logs/beside 2>&1 & beside=$$!; \
-	  PYTHONASYNCIODEBUG= $(BIN)/coverage run -m pytest $(addprefix --ignore=,$(BESIDE) $(PROCESSES)) || status=1; \
-	  for one in $$model $$beside; do wait $$one || status=1; done; \
-	  cat $$logs/model $$logs/beside; rm -r $$logs; exit $$status
+	  $(BIN)/coverage run -m pytest $(RUNS) > $$logs/runs 2>&1 & runs=$$!; \
+	  PYTHONASYNCIODEBUG= $(BIN)/coverage run -m pytest $(addprefix --ignore=,$(BESIDE) $(RUNS) $(PROCESSES)) || status=1; \
+	  for one in $$model $$beside $$runs; do wait $$one || status=1; done; \
+	  cat $$logs/model $$logs/beside $$logs/runs; rm -r $$logs; exit $$status
 	$(BIN)/coverage run -m pytest $(PROCESSES)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policies/*' --fail-under=100
