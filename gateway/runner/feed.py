@@ -59,9 +59,9 @@ class Feed:
         self._batches: dict[int, BatchInHand] = {}
         self._window = WINDOW if work.key.repeatable else CAREFUL
         # Of what may not be repeated, nothing counts as sent by being claimed: a claim's answer may be lost. Of what
-        # waits again all does, so that there are few of it in hand at a time.
+        # waits again all does, so that there are few of it in hand at a time: each crash costs those an attempt.
         self._armed_at_once = WINDOW if work.key.repeatable else 0
-        self._again, self._again_low = (BATCH, LOW) if work.key.repeatable else (CAREFUL, CAREFUL // 2)
+        self._again, self._again_low = self._window, self._window // 2
         self._changed = Bell()
         self._ended = False
         self._stopped = False
