@@ -148,8 +148,10 @@ class MassRuns:
                     for row in (await rows.observe()).rows
                 ):
                     return True
-        except StoreDownError:
-            return False
+        except Exception as error:  # noqa: BLE001  # whatever it is: nobody was seen, and bulk waits
+            self._log.warning(
+                "other gateways not seen", why=type(error).__name__, remedy="Bulk cools down; look at the store."
+            )
         return False
 
     async def _look_at_holds(self, runner: "Runner") -> None:

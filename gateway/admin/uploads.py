@@ -67,8 +67,8 @@ class Uploads:
         if run.state is RunState.CANCELLED:
             raise ProblemError(
                 409,
-                "The run of this Idempotency-Key was cancelled: nothing was taken in.",
-                "Send it again with another key.",
+                "The run of this Idempotency-Key was cancelled.",
+                "GET the run shows what came of it; another key makes another run.",
                 state=run.state.value,
             )
         if run.state is not RunState.LOADING:  # the idempotency key is known, and the first request was completed

@@ -55,7 +55,7 @@ def load(path: Path, environ: Mapping[str, str], *, now: datetime | None = None)
     """
     rules = preset()
     # No clock exists before a configuration does; it only tells the day here, and no decision hangs on it.
-    now = datetime.now(rules.zone) if now is None else now.astimezone(rules.zone)  # noqa: TID251
+    now = datetime.now(rules.zone) if now is None else now.astimezone(rules.zone)  # noqa: TID251  # as said above
     document = read(path)
     faults: list[Fault] = list(document.faults)
     if document.content is not None or not faults:

@@ -198,7 +198,7 @@ def purge_slice(tx: Transaction, run_id: int) -> bool:
         lo, hi = lane_id << 32, (lane_id + 1) << 32
         for table in ("returned", "handle", "result", "item"):  # those that refer to items first
             some = f"select id from {table} where id >= ? and id < ? order by id limit ?"  # noqa: S608 - a name from above
-            gone = tx.db.execute(f"delete from {table} where id in ({some})", (lo, hi, PURGE_SLICE)).rowcount  # noqa: S608
+            gone = tx.db.execute(f"delete from {table} where id in ({some})", (lo, hi, PURGE_SLICE)).rowcount  # noqa: S608 - names
             if gone:
                 return True
     tx.db.execute("update run set purging = 0 where run_id = ?", (run_id,))

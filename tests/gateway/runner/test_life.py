@@ -55,7 +55,7 @@ async def test_an_async_run_of_today_grows_and_ends_after_midnight(tmp_path: Pat
                 record.id, sealed(key, record, range(number, number + 1), octets, BASE), received=None
             )
             mass.runner.wake()
-            await until(mass, record, lambda one, settled=number + 1: one.counts.done == settled)  # type: ignore[misc]
+            await until(mass, record, lambda one, settled=number + 1: one.counts.done == settled)  # type: ignore[misc]  # bound now
             await until(mass, record, RunState.READY)
         await asyncio.sleep(0.5)
         await until(mass, record, RunState.READY)

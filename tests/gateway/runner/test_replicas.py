@@ -207,3 +207,16 @@ async def test_an_unclean_restart_interrupts_bulk_unless_others_go_on(
                     await asyncio.sleep(0.1)
             again = await started_again(tmp_path / "a", stand_in.url, database, clock, left=left, skipping=1.0)
     assert again == []
+
+
+async def test_a_restart_on_a_damaged_database_counts_as_an_interruption_and_ends_nothing(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
+    clock = JumpingClock()
+    async with standing_in() as stand_in, fresh_database(server.url) as database:
+        async with replica(tmp_path / "a", stand_in.url, database, clock) as (dies, _):
+            left = await died(dies)
+        damaging = await asyncpg.connect(database, timeout=10)
+        await damaging.execute("drop table slot")
+        await damaging.close()
+        assert await started_again(tmp_path / "a", stand_in.url, database, clock, left=left, skipping=0) == ["all"]
