@@ -192,6 +192,10 @@ class SlotTable:
         place = len(own.queue) + 1 if own is not None else 1
         return max(min(self._callers[pool], len(self._by_pool[pool][0]) * place) for pool in needs)
 
+    def has_free(self, needs: Needs) -> bool:
+        """Say whether each of these pools has a slot that nobody uses or has reserved."""
+        return all(self._is_free(pool) for pool in needs)
+
     def has_stored(self, pool: str) -> bool:
         """Say whether stored items wait for a pool, so that one of its slots is theirs."""
         return self._waiting[pool] > self._callers[pool]
@@ -226,7 +230,11 @@ class SlotTable:
         while True:
             if not self._won:
                 self._reserver = self._next_reserver()
-            contenders = [(key, pool) for pool in self._caps if (key := self._first_in(pool)) is not None]
+            contenders = [
+                (key, pool)
+                for pool, waiting in self._waiting.items()
+                if waiting and (key := self._first_in(pool)) is not None
+            ]
             if not contenders:
                 return self._next_of_several()
             key, _ = min(contenders, key=self._rank)
@@ -272,7 +280,7 @@ class SlotTable:
     def _next_of_several(self) -> Ticket | None:
         """Grant a call for several pools that finds them all free after those who come first have had their turn."""
         for key in chain(*self._several):
-            if key != self._reserver and self._has_room() and all(self._is_free(pool) for pool in key.needs):
+            if key != self._reserver and self._has_room() and self.has_free(key.needs):
                 return self._grant(key)
         return None
 

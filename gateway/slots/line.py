@@ -105,8 +105,7 @@ class Line:
         return self.waiters.add(Waiter(self._loop.create_future(), self._loop.time(), slot, owner, stored))
 
     def _refuse_if_hopeless(self, pools: tuple[str, ...], owner: str) -> None:
-        states = self._table.statistics()
-        if all(states[pool].in_use + states[pool].reserved < states[pool].cap for pool in pools):
+        if self._table.has_free(pools):
             return
         if (wait := self._predicted(pools, owner)) > self._rules.terms.queue_time:
             raise RefusedError(Reason.QUEUE_TIMEOUT, pool=self._fullest(pools), retry_in_s=wait)

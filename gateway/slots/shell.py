@@ -147,7 +147,8 @@ class Slots:
 
     def _enter(self, slot: Slot, *, watched: bool) -> None:
         self._slots[slot.ticket] = slot
-        if above := self._count.enter(slot.pools, Rules(self._layout, self._terms).slots() if watched else None):
+        caps = {pool: self._layout.pools[pool].slots for pool in slot.pools} if watched else None
+        if above := self._count.enter(slot.pools, caps):
             remedy = "Stop bulk, and report this line: it is a defect."
             self._log.error("cap violated", pool=above, in_use=self._count.busy[above], remedy=remedy)
 

@@ -66,9 +66,9 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable = False  #: the answer ended in order, and the upstream keeps the connection
         self._on_complete: Callable[[], None] | None = None
         self._bodiless = self._is_bulk = self._discarding = False
+        self._until_end = False  # the body ends with the connection
         self._fields: list[tuple[bytes, bytes]] = []
         self._reason, self._head_size = b"", 0
-        self._until_end = False  # the body ends with the connection
         self._fault = ""  # what a callback of the parser found wrong
 
     # The life of the connection.
@@ -338,8 +338,10 @@ class Connection(asyncio.BufferedProtocol):
             piece = data[start : start + PIECE]
             while self._transport.get_write_buffer_size() and not self.closed:  # TLS's own: key updates, alerts
                 await self._kernel_takes_more()
-            self._ask(may_send)
-            await self._push(self._tls.encrypt(piece) if self._tls is not None else piece, may_send)
+            if self._tls is not None:  # a record that is sealed is counted: it must be sent
+                self._ask(may_send)
+                piece = self._tls.encrypt(piece)
+            await self._push(piece, may_send)
 
     async def _push(self, data: bytes, may_send: Callable[[], bool]) -> None:
         rest = memoryview(data)
@@ -350,10 +352,8 @@ class Connection(asyncio.BufferedProtocol):
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
-                raise BrokenAnswerError(
-                    f"the connection broke while the request was sent ({type(error).__name__})",
-                    bytes_written=self.wrote,
-                ) from error
+                what = f"the connection broke while the request was sent ({type(error).__name__})"
+                raise BrokenAnswerError(what, bytes_written=self.wrote) from error
             self.wrote = self.wrote or sent > 0
             rest = rest[sent:]
             if rest:
@@ -368,8 +368,7 @@ class Connection(asyncio.BufferedProtocol):
             raise UpstreamTimeoutError("the slot's time was over before the request was sent whole", bytes_written=True)
 
     async def _kernel_takes_more(self) -> None:
-        # The loop lets nobody watch a descriptor that it has given a transport; a second one for the same socket may
-        # be.
+        # The loop lets nobody watch a descriptor that it has given a transport; but a second one for the same socket.
         twin = self._sock.dup()
         self._drained = ready = self._loop.create_future()
         self._loop.add_writer(twin.fileno(), self.resume_writing)
