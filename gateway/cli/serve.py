@@ -2,6 +2,11 @@
 
 The first SIGTERM or SIGINT drains (see `gateway.app`); the second ends the process at once. The file in `data_dir`
 then still says "unclean", so that the next start waits until calls of this process cannot be running any more.
+
+The process's memory is looked after here, too. Calls leave nothing for Python's collector of cycles (tested), but what
+makes it look through everything is that much was made: a crowd of waiting calls. That took 25 ms for 2,000 of them, in
+the middle of their arrival, and again and again (measured: a real-time call's 99th percentile while 5,000 arrive was
+124 ms, and is 8 without). So a whole collection waits for a quiet moment.
 """
 
 import asyncio
@@ -25,6 +30,13 @@ from policies.model import Clock
 
 SPARE_FILES = 1024
 """File descriptors besides those of clients: upstreams, files, the event loop."""
+QUIET_CALLS = 50
+"""In flight at the most while everything is looked through: that takes 1 ms then (measured)."""
+LOOK_S = 5.0
+"""How often it is asked whether it is quiet, and anything to do."""
+OVERDUE_S = 600.0
+"""After which everything is looked through even in a crowd: 10,000 waiting calls take some 100 ms."""
+_YOUNG, _MIDDLE, _NEVER = 700, 10, 2**31 - 1  # Python's own thresholds, but for the last
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
@@ -72,12 +84,33 @@ async def _serve(configuration: Configuration, clock: Clock, times: Callable[[fl
         ) as gateway:
             loop.add_signal_handler(signal.SIGHUP, gateway.ask_reload)
             gc.freeze()  # modules and settings stay: no later collection needs to look through them
+            gc.set_threshold(_YOUNG, _MIDDLE, _NEVER)
             gc.enable()
-            await stop.wait()
+            async with asyncio.TaskGroup() as tasks:
+                collecting = tasks.create_task(collect_in_quiet(lambda: gateway.proxy.in_flight))
+                await stop.wait()
+                collecting.cancel()
     except (OccupiedError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+async def collect_in_quiet(in_flight: Callable[[], int]) -> None:
+    """For ever: look through everything for garbage in cycles when Python would, but while few calls are in flight.
+
+    The first time, some seconds after the start, what was loaded behind the listeners is kept out of later looks.
+    """
+    loop = asyncio.get_running_loop()
+    looked_at, is_first = loop.time(), True
+    while True:
+        await asyncio.sleep(LOOK_S)
+        is_due = is_first or gc.get_count()[2] > _MIDDLE
+        if is_due and (in_flight() <= QUIET_CALLS or loop.time() - looked_at >= OVERDUE_S):
+            gc.collect()
+            if is_first:
+                gc.freeze()
+            looked_at, is_first = loop.time(), False
 
 
 def _raise_file_limit(connections: int) -> None:
