@@ -119,16 +119,30 @@ class SlotTable:
         self._last_reserver_was_stored = True
         self._won: set[str] = set()  # where the reserver has reserved
 
-    def arrive(self, ticket: Ticket, owner: str, needs: Needs, *, bounded: bool = True, stored: bool = False) -> Answer:
+    def arrive(
+        self,
+        ticket: Ticket,
+        owner: str,
+        needs: Needs,
+        *,
+        bounded: bool = True,
+        stored: bool = False,
+        first: bool = False,
+    ) -> Answer:
         """Take a newcomer in, if there is room for it to run or to wait.
 
         Args:
             bounded: False: it has waited elsewhere, so that it may wait here too.
             stored: it is an item of a run, which waits as long as it takes and is in nobody's way.
+            first: it had a slot, and nothing of it was sent: it goes before all others of its kind.
         """
         longest = self._queue_length if self._open else self._park_length
         full = bounded and not stored and any(self._callers[pool] >= longest for pool in needs)
-        self._enqueue(ticket, FlowKey(owner, needs, stored))
+        key = FlowKey(owner, needs, stored)
+        self._enqueue(ticket, key)
+        if first:
+            self._flows[key].queue.move_to_end(ticket, last=False)
+            self._take_turn(key, 0)
         if ticket in self._settle():
             return Answer.GRANTED
         if full:
@@ -146,18 +160,6 @@ class SlotTable:
             self._dequeue(ticket)
         else:
             return ()
-        return self._settle()
-
-    def return_to_head(self, ticket: Ticket) -> tuple[Ticket, ...]:
-        """Put a granted call, of which nothing was sent, back before all others; return who is granted.
-
-        Raises KeyError for a ticket that holds no slot.
-        """
-        key = self._let_go(ticket)
-        self._enqueue(ticket, key)
-        flow = self._flows[key]
-        flow.queue.move_to_end(ticket, last=False)
-        self._take_turn(key, 0)
         return self._settle()
 
     def set_open(self, is_open: bool) -> tuple[Ticket, ...]:
@@ -315,12 +317,11 @@ class SlotTable:
             self._in_use[pool] += 1
             self._stored[pool] += key.stored
 
-    def _let_go(self, ticket: Ticket) -> FlowKey:
+    def _let_go(self, ticket: Ticket) -> None:
         key = self._held.pop(ticket)
         for pool in key.needs:
             self._in_use[pool] -= 1
             self._stored[pool] -= key.stored
-        return key
 
     def _enqueue(self, ticket: Ticket, key: FlowKey) -> None:
         flow = self._flows.get(key)

@@ -7,7 +7,7 @@ forwarded: its digest is made beside it, for metrics only. A bulk call is six: h
 Rules that always hold:
 - Whatever happens, the call is answered or its connection is cut, and it stands in the books once.
 - A POST is never sent again once a byte of it was written. A guard that says no before the first byte sends the call
-  back to admission, where the closed window answers it.
+  back to the head of its queue, or the closed window answers it.
 - The gateway's own answers cannot be taken for the BCSS's, and an upstream's answer is never replaced by one of ours.
 
 What is decided, is decided in `policies`.
@@ -55,8 +55,8 @@ from policies.suspicion import Suspicion, Thresholds
 if TYPE_CHECKING:
     from gateway.proxy.desk import Desk
 
-_ADMISSIONS = 3
-"""How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
+_AGAIN = (False, True, True)
+"""Admissions of a call, whose guard said no before the later ones: one more is enough, unless the clock jumps about."""
 _NOT_FORWARDED = {b"CONNECT", b"TRACE"}
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -220,8 +220,7 @@ class Proxy:
     async def _bulk(self, inbound: Inbound, call: Call, prepared: Prepared, *, run_id: str | None) -> bool:
         await self._turns.take(ARRIVAL_S)
         body, rest = await _read(inbound, prepared.site.settings.bulk.body_limit)
-        call.bytes_in = len(body)
-        call.label = UNCLASSIFIED
+        call.bytes_in, call.label = len(body), UNCLASSIFIED
         sources: frozenset[str] = frozenset()
         refused = RefusedError(Reason.TOO_LARGE) if rest is not None else None
         try:
@@ -293,11 +292,12 @@ class Proxy:
         call.pools = self._slots.pools_of(sources)
         if observe and call.would_refuse is None:
             call.would_refuse = self._slots.would_refuse(sources)
-        for _ in range(_ADMISSIONS):
-            asked = perf_counter()
+        for again in _AGAIN:
+            asked, waited_s = perf_counter(), call.waited if again else None
             hold_s = prepared.site.settings.hold_total
+            held = self._slots.slot(sources, call.flow, hold_s=hold_s, observe=observe, waited_s=waited_s)
             try:
-                async with self._slots.slot(sources, call.flow, hold_s=hold_s, observe=observe) as slot:
+                async with held as slot:
                     if call.run and (over := await self._not_of_run(call, call.run)) is not None:
                         raise over  # paused, or ended, while it waited
                     call.waited += perf_counter() - asked

@@ -76,9 +76,14 @@ class Books(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from([ticket for ticket in self.held if self.held[ticket][0]] or [None]))
         if ticket is None:
             return
-        self.waiting[ticket] = self.held.pop(ticket)
+        owner, needs, stored = flow = self.held.pop(ticket)
+        self.grant(self.table.leave(ticket))
+        self.waiting[ticket] = flow
         self.first_again.append(ticket)
-        self.grant(self.table.return_to_head(ticket))
+        answer = self.table.arrive(ticket, owner, needs, bounded=False, stored=stored, first=True)
+        assert answer is not Answer.FULL
+        if answer is Answer.GRANTED:
+            self.grant((ticket,))
         self.overtaken.clear()  # who was sent back goes before all others: count anew
 
     @rule(is_open=st.booleans())

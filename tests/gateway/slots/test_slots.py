@@ -263,6 +263,32 @@ async def test_a_wait_ends_with_the_queue_time() -> None:
     slots.close()
 
 
+async def test_a_call_whose_guard_said_no_goes_before_all_who_wait_and_has_what_is_left_of_its_time() -> None:
+    slots = made(queue_time=8.0, queue_length=1)
+    loop = asyncio.get_running_loop()
+    order: list[str] = []
+
+    async def waits(owner: str, waited_s: float | None = None) -> None:
+        async with slots.slot(ONSS, owner, waited_s=waited_s):
+            order.append(owner)
+
+    async with asyncio.TaskGroup() as tasks, slots.slot(ONSS, "a"), slots.slot(ONSS, "a"):
+        tasks.create_task(waits("newcomer"))
+        await asyncio.sleep(3)
+        assert (await refused(slots)).reason is Reason.QUEUE_FULL
+        again = tasks.create_task(waits("again", waited_s=2.0))  # however full the queue is
+        await asyncio.sleep(1)
+        assert not again.done()
+    assert order == ["again", "newcomer"]
+    async with slots.slot(ONSS, "a"), slots.slot(ONSS, "a"):
+        asked_at = loop.time()
+        with pytest.raises(RefusedError) as late:
+            await waits("late", waited_s=6.0)
+        assert late.value.reason is Reason.QUEUE_TIMEOUT
+        assert round(loop.time() - asked_at) == 2
+    slots.close()
+
+
 async def test_a_full_queue_and_a_pool_without_slots_refuse_at_once() -> None:
     slots = made(queue_length=0, slots={"cin": 0})
     async with slots.slot(ONSS, "a"), slots.slot(ONSS, "a"):
