@@ -121,7 +121,7 @@ class Gateway:
             times=times,
         )
         self.mass = MassRuns(
-            configuration, self.upstreams, self.slots, self.metrics, clock, self._log, dice, on_defect=self._defect
+            configuration, self.upstreams, self.slots, self.metrics, clock, self._log, dice, on_defect=self.defect
         )
         self.kept = self.mass.kept  #: tests put a store of their own here
         self.proxy = Proxy(
@@ -136,7 +136,7 @@ class Gateway:
         )
         self.proxy.adopt(configuration, self.upstreams, self._refuser(settings))
         self.steering = Steering(
-            lambda: self._configuration, self.mass, self.slots, clock, self._log, tasks, on_defect=self._defect
+            lambda: self._configuration, self.mass, self.slots, clock, self._log, tasks, on_defect=self.defect
         )
         self.metrics.watch(self._readings)
         self.metrics.watch(self.mass.readings)
@@ -188,7 +188,7 @@ class Gateway:
         except OSError as error:  # a file that changed between its check and its use; ssl.SSLError is one
             wrong = (f"{type(error).__name__}: {error.strerror or 'a file could not be used'}",)
         except Exception as error:  # noqa: BLE001  # whatever a file holds, the gateway goes on as it was
-            self._defect(error)
+            self.defect(error)
             wrong = (f"{type(error).__name__}: a defect of the gateway, see the line before",)
         self._reload_ok = not wrong
         return wrong
@@ -271,7 +271,7 @@ class Gateway:
             turns=self._turns,
             is_mass=is_mass,
             on_malformed=self._malformed,
-            on_defect=self._defect,
+            on_defect=self.defect,
             on_refused_connection=self.metrics.connections_refused.inc,
         )
         self._listeners.append(listener)
@@ -290,8 +290,8 @@ class Gateway:
         host, bound = acceptor.address
         return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
 
-    def _defect(self, defect: BaseException) -> None:
-        # Where it happened, and what kind: an exception's own text may quote a message.
+    def defect(self, defect: BaseException) -> None:
+        """Log where a defect is, and its kind: an exception's own text may quote a message."""
         frames = traceback.extract_tb(defect.__traceback__)
         where = [f"{frame.filename}:{frame.lineno}" for frame in frames[-3:]]
         self._log.error(

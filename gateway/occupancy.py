@@ -18,6 +18,7 @@ import fcntl
 import json
 import math
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,8 @@ class Occupancy:
         self._file = data_dir / "busy_until.json"
         self._boot = boot
         self._lock: int | None = None
+        self._writing = threading.Lock()  # a reload writes in a thread of its own, which a stop does not wait for
+        self._is_over = False  # the last word was written
         self._hold_s = 0.0  # what the file says
         self._unknown_until = 0.0  # until when calls may be running of which nothing is known, boot clock
 
@@ -107,15 +110,18 @@ class Occupancy:
 
     def raise_hold(self, hold_s: float) -> None:
         """Note a longer T, before it is in force: a crash from then on leaves calls that may run for so long."""
-        if hold_s > self._hold_s:
-            self._hold_s = hold_s
-            self._write({"boot": self._boot, "hold_s": hold_s, "clean": False})
+        with self._writing:
+            if hold_s > self._hold_s and not self._is_over:
+                self._hold_s = hold_s
+                self._write({"boot": self._boot, "hold_s": hold_s, "clean": False})
 
     def write_clean(self, entries: Iterable[Entry], hold_s: float) -> None:
         """Say what may still be running, after an orderly stop: of this process, and of an unclean one before it."""
         busy = [{"sources": sorted(sources), "until": until} for sources, until in entries]
         unknown = {"unknown_until": self._unknown_until}
-        self._write({"boot": self._boot, "hold_s": hold_s, "clean": True, "busy": busy, **unknown})
+        with self._writing:
+            self._is_over = True
+            self._write({"boot": self._boot, "hold_s": hold_s, "clean": True, "busy": busy, **unknown})
 
     def _state(self, hold_s: float, now: float) -> StartState:
         try:

@@ -18,12 +18,13 @@ import signal
 import sys
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import uvloop
 
 from gateway.app import SystemClock, running
 from gateway.config import Configuration
-from gateway.log import LineWriter, event_log
+from gateway.log import EventLog, LineWriter, event_log
 from gateway.occupancy import OccupiedError
 from policies.leases import Times
 from policies.model import Clock
@@ -82,6 +83,7 @@ async def _serve(configuration: Configuration, clock: Clock, times: Callable[[fl
             environ=os.environ,
             times=times,
         ) as gateway:
+            loop.set_exception_handler(unforeseen(log, gateway.defect))
             loop.add_signal_handler(signal.SIGHUP, gateway.ask_reload)
             gc.freeze()  # modules and settings stay: no later collection needs to look through them
             gc.set_threshold(_YOUNG, _MIDDLE, _NEVER)
@@ -94,6 +96,23 @@ async def _serve(configuration: Configuration, clock: Clock, times: Callable[[fl
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+Unforeseen = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]
+
+
+def unforeseen(log: EventLog, defect: Callable[[BaseException], None]) -> Unforeseen:
+    """Return what logs trouble that the event loop has nobody to tell: the network's, or a defect of ours."""
+
+    def told(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError):
+            why = error.strerror or type(error).__name__
+            log.warning("connection lost", why=why, remedy="Look at the calls of this moment, and at the network.")
+        else:
+            defect(error or RuntimeError(context["message"]))
+
+    return told
 
 
 async def collect_in_quiet(in_flight: Callable[[], int]) -> None:

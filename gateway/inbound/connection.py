@@ -175,6 +175,9 @@ class Connection(asyncio.BufferedProtocol):
                 data = self._without_offer() + bytes(data[offer.args[0] :])
                 self._parser = httptools.HttpRequestParser(self)
                 continue
+            except httptools.HttpParserCallbackError as error:
+                self._listener.on_defect(error.__context__ or error)
+                self.reset()
             except httptools.HttpParserError as error:
                 self._unreadable(400, _TLS if data[:1] == b"\x16" else str(error))
             break

@@ -7,7 +7,7 @@ Rules that always hold:
   Transfer-Encoding, bad chunks, a header without end.
 - `send_guarded` asks before every send to the kernel, and gives the kernel no more than it takes at once: nothing of
   the request waits in a buffer that would leave the process after the answer to the question has changed.
-- Nothing is raised inside a callback of the event loop: trouble goes to whoever waits for the answer.
+- Nothing is raised inside a callback of the event loop: trouble goes to whoever waits, a defect to the loop's handler.
 
 Never decides to repeat anything, and knows no pool.
 """
@@ -89,9 +89,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._until_end and in_order and self.answer is not None and not self.answer.complete:
             self._complete()
         what = "reset" if exc is not None else "closed"
-        self.fail(
-            BrokenAnswerError(f"the connection was {what} before the answer was complete", bytes_written=self.wrote)
-        )
+        why = f"the connection was {what} before the answer was complete"
+        self.fail(BrokenAnswerError(why, bytes_written=self.wrote))
         if not self.secured.done():
             self.secured.set_exception(UnreachableError(f"the connection was {what} during the TLS handshake"))
             self.secured.exception()  # whoever dialled may be gone
@@ -221,8 +220,7 @@ class Connection(asyncio.BufferedProtocol):
         self.abort()
 
     def _surplus(self) -> None:
-        """End a connection on which more came than was asked for. The answer before it stands if somebody has seen
-        it."""
+        """End a connection on which too much came. The answer before it stands if somebody has seen it."""
         if self.answer is not None and not self.handed_out:
             self.answer.complete = False
             self.fail(BrokenAnswerError("the upstream sent more than one answer", bytes_written=True))
@@ -236,7 +234,10 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable = not self._bodiless and not self._until_end and self._parser.should_keep_alive()
         answer.complete = True
         if on_complete is not None:
-            on_complete()  # before this answer is relayed: it may give a slot to the next call
+            try:
+                on_complete()  # before this answer is relayed: it may give a slot to the next call
+            except Exception as error:  # noqa: BLE001  # else llhttp takes it for a fault of the answer
+                self._loop.call_exception_handler({"message": "a defect", "exception": error})
         answer.finish()
 
     def _pause_reading(self) -> None:

@@ -31,6 +31,14 @@ def test_what_a_clean_stop_left_running_is_known_to_the_next_start(tmp_path: Pat
     assert state == StartState(None, ((ONSS, 180.0),))
 
 
+def test_a_reload_that_ends_after_the_stop_does_not_take_the_last_word(tmp_path: Path) -> None:
+    occupancy = Occupancy(tmp_path, "boot-1")
+    occupancy.read_and_mark(T, 100.0)
+    occupancy.write_clean([(ONSS, 180.0)], T)
+    occupancy.raise_hold(2 * T)
+    assert Occupancy(tmp_path, "boot-1").read_and_mark(T, 160.0) == StartState(None, ((ONSS, 180.0),))
+
+
 def test_a_first_start_waits_since_nothing_is_known(tmp_path: Path) -> None:
     state = Occupancy(tmp_path, "boot-1").read_and_mark(T, 1000.0)
     assert state.cooling_until == 1060.0

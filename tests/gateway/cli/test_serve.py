@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import weakref
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli.serve import LOOK_S, OVERDUE_S, QUIET_CALLS, collect_in_quiet
+from gateway.cli.serve import LOOK_S, OVERDUE_S, QUIET_CALLS, collect_in_quiet, unforeseen
+from gateway.log import EventLog
 from gateway.proxy.calls import Call
 from policies.model import Slot
-from tests.conftest import closed, envelope, gateway_over, post, raw_server
+from tests.conftest import JumpingClock, closed, envelope, gateway_over, post, raw_server
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 4\r\n\r\n<ok>"
 
@@ -116,3 +118,21 @@ async def test_calls_leave_nothing_for_the_collector(tmp_path: Path) -> None:
         stack.callback(gc.set_debug, 0)
         gc.collect()
         assert [one for one in gc.garbage if isinstance(one, Call | Slot)] == []
+
+
+def test_what_the_loop_has_nobody_to_tell_is_a_line_of_the_log_like_others() -> None:
+    lines: list[str] = []
+    defects: list[BaseException] = []
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(unforeseen(EventLog(JumpingClock(), lines.append), defects.append))
+    loop.call_exception_handler({"message": "x", "exception": TimeoutError(110, "Connection timed out")})
+    assert [(json.loads(line)["event"], json.loads(line)["why"]) for line in lines] == [
+        ("connection lost", "Connection timed out")
+    ]
+    loop.call_soon(int, "no number")
+    loop.call_exception_handler({"message": "a task was destroyed"})
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert [type(one) for one in defects] == [RuntimeError, ValueError]
+    assert len(lines) == 1

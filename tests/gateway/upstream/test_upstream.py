@@ -214,6 +214,23 @@ async def test_a_waiter_gets_the_connection_that_comes_free() -> None:
         await pool.close()
 
 
+async def test_a_defect_of_ours_is_told_and_not_taken_for_the_upstreams() -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+    async with raw_server(OK) as server:
+        pool = upstream(server.url)
+        held, defect = slot(), RuntimeError("a defect")
+
+        def fails() -> None:
+            raise defect
+
+        held.when_settled(fails)
+        assert await ask(pool, held=held) == (200, b"<ok>")
+        assert told == [defect]
+        assert await ask(pool) == (200, b"<ok>")
+        await pool.close()
+
+
 # Bulk: the guard, and when a slot is settled.
 
 
