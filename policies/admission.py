@@ -134,10 +134,10 @@ class SlotTable:
         Args:
             bounded: False: it has waited elsewhere, so that it may wait here too.
             stored: it is an item of a run, which waits as long as it takes and is in nobody's way.
-            first: it had a slot, and nothing of it was sent: it goes before all others of its kind.
+            first: it had a slot, and nothing of it was sent: it goes before all others of its kind, however many wait.
         """
         longest = self._queue_length if self._open else self._park_length
-        full = bounded and not stored and any(self._callers[pool] >= longest for pool in needs)
+        full = bounded and not (stored or first) and any(self._callers[pool] >= longest for pool in needs)
         key = FlowKey(owner, needs, stored)
         self._enqueue(ticket, key)
         if first:

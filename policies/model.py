@@ -257,6 +257,7 @@ class Slot:
     hold_s: float  #: T: for how long the source may work after the last check, seconds
     busy_until: float | None = None  #: boot clock; None: the source is not working on this call
     started_at: float | None = None  #: boot clock at the first check that passed
+    waits_until: float = 0.0  #: until when its caller waits for it; the event loop's clock
     _listeners: list[Callable[[], None]] = field(default_factory=list)
 
     def may_start(self, now: float) -> bool:

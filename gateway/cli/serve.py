@@ -32,11 +32,12 @@ from policies.model import Clock
 SPARE_FILES = 1024
 """File descriptors besides those of clients: upstreams, files, the event loop."""
 QUIET_CALLS = 50
-"""In flight at the most while everything is looked through: that takes 1 ms then (measured)."""
+"""In flight at the most while everything is looked through: it takes 25 ms for 2,000 waiting calls, 0.05 for none
+(measured), so well under a millisecond for these."""
 LOOK_S = 5.0
 """How often it is asked whether it is quiet, and anything to do."""
 OVERDUE_S = 600.0
-"""After which everything is looked through even in a crowd: 10,000 waiting calls take some 100 ms."""
+"""After which everything is looked through even in a crowd, which may take 100 ms for 10,000 calls."""
 _YOUNG, _MIDDLE, _NEVER = 700, 10, 2**31 - 1  # Python's own thresholds, but for the last
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 

@@ -55,8 +55,8 @@ from policies.suspicion import Suspicion, Thresholds
 if TYPE_CHECKING:
     from gateway.proxy.desk import Desk
 
-_AGAIN = (False, True, True)
-"""Admissions of a call, whose guard said no before the later ones: one more is enough, unless the clock jumps about."""
+_ADMISSIONS = 3
+"""How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
 _NOT_FORWARDED = {b"CONNECT", b"TRACE"}
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -292,10 +292,10 @@ class Proxy:
         call.pools = self._slots.pools_of(sources)
         if observe and call.would_refuse is None:
             call.would_refuse = self._slots.would_refuse(sources)
-        for again in _AGAIN:
-            asked, waited_s = perf_counter(), call.waited if again else None
-            hold_s = prepared.site.settings.hold_total
-            held = self._slots.slot(sources, call.flow, hold_s=hold_s, observe=observe, waited_s=waited_s)
+        slot: Slot | None = None
+        for _ in range(_ADMISSIONS):
+            asked, hold_s = perf_counter(), prepared.site.settings.hold_total
+            held = self._slots.slot(sources, call.flow, hold_s=hold_s, observe=observe, again=slot)
             try:
                 async with held as slot:
                     if call.run and (over := await self._not_of_run(call, call.run)) is not None:

@@ -59,15 +59,14 @@ class Line:
 
     # Joining it.
 
-    async def admit(self, slot: Slot, owner: str, waited_s: float | None = None) -> None:
+    async def admit(self, slot: Slot, owner: str, again: Slot | None = None) -> None:
         """Wait for a caller's turn. Raises RefusedError.
 
         Args:
-            waited_s: how long it has waited, if it had a slot and nothing was sent: it goes before all others, for
-                what is left of its time.
+            again: what it had, and nothing was sent: it goes before all others, and waits no longer than it would have.
         """
-        pools, again = slot.pools, waited_s is not None
-        deadline = self._loop.time() + self._rules.terms.queue_time - (waited_s or 0.0)
+        pools = slot.pools
+        deadline = self._loop.time() + self._rules.terms.queue_time if again is None else again.waits_until
         if (refusal := self._obstacles.refusal(slot.sources)) is not None:
             opens_at = self._window.parks_until() if refusal.reason is Reason.OFFICE_HOURS else None
             if opens_at is None:
@@ -79,9 +78,10 @@ class Line:
             raise RefusedError(reason)
         else:
             self._see_rows(pools)
-            if not again:
+            if again is None:
                 self._refuse_if_hopeless(pools, owner)
-        match self._table.arrive(slot.ticket, owner, pools, bounded=not again, first=again):
+        slot.waits_until = deadline
+        match self._table.arrive(slot.ticket, owner, pools, first=again is not None):
             case Answer.FULL:
                 pool = self._fullest(pools)
                 raise RefusedError(Reason.QUEUE_FULL, pool=pool, retry_in_s=self._predicted(pools, owner))

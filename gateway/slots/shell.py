@@ -93,7 +93,7 @@ class Slots:
         hold_s: float = 0.0,
         observe: bool = False,
         stored: bool = False,
-        waited_s: float | None = None,
+        again: Slot | None = None,
     ) -> AsyncIterator[Slot]:
         """Hold a slot in each pool of `sources` for the duration of the block, and until the sources are done.
 
@@ -101,8 +101,8 @@ class Slots:
             hold_s: the T of the configuration that the call came under, if that is longer than the one in force.
             observe: nothing is refused and nobody waits; the call is counted, and that is all.
             stored: an item of a run, which waits as long as it takes; only `stop` refuses it.
-            waited_s: how long the call has waited, if it had a slot whose guard said no before the first byte: it
-                goes to the head of its queue, for what is left of its time.
+            again: the slot that the call had, and whose guard said no before the first byte: it goes to the head of
+                its queue, and waits no longer than it would have.
 
         Raises:
             RefusedError: the call was turned away; nothing was sent.
@@ -114,7 +114,7 @@ class Slots:
         slot = Slot(ticket, sources, self.pools_of(sources), guard, max(hold_s, self._terms.hold_s))
         try:
             if not observe:
-                await self._admit(slot, owner, stored=stored, waited_s=waited_s)
+                await self._admit(slot, owner, stored=stored, again=again)
             self._enter(slot, watched=not observe)
             slot.when_settled(partial(self._leave, slot))  # the next call need not wait until this answer is relayed
             await self._pacers.wait(slot.pools, self._keeper.rows_of(ticket) if self._keeper is not None else {})
@@ -148,11 +148,11 @@ class Slots:
             async with asyncio.timeout(self._terms.queue_time):
                 await self._standing_known.wait()
 
-    async def _admit(self, slot: Slot, owner: str, *, stored: bool, waited_s: float | None) -> None:
+    async def _admit(self, slot: Slot, owner: str, *, stored: bool, again: Slot | None) -> None:
         if self._stopping:
             raise RefusedError(Reason.SHUTTING_DOWN)
         self._window.refresh()
-        await (self._line.admit_stored(slot, owner) if stored else self._line.admit(slot, owner, waited_s))
+        await (self._line.admit_stored(slot, owner) if stored else self._line.admit(slot, owner, again))
 
     def _enter(self, slot: Slot, *, watched: bool) -> None:
         self._slots[slot.ticket] = slot

@@ -263,30 +263,50 @@ async def test_a_wait_ends_with_the_queue_time() -> None:
     slots.close()
 
 
-async def test_a_call_whose_guard_said_no_goes_before_all_who_wait_and_has_what_is_left_of_its_time() -> None:
+async def test_a_call_whose_guard_said_no_goes_before_all_who_wait_and_keeps_its_deadline() -> None:
     slots = made(queue_time=8.0, queue_length=1)
     loop = asyncio.get_running_loop()
     order: list[str] = []
 
-    async def waits(owner: str, waited_s: float | None = None) -> None:
-        async with slots.slot(ONSS, owner, waited_s=waited_s):
+    async def waits(owner: str, again: Slot | None = None) -> None:
+        async with slots.slot(ONSS, owner, again=again):
             order.append(owner)
 
+    asked_at = loop.time()
+    async with slots.slot(ONSS, "a") as had:
+        pass
     async with asyncio.TaskGroup() as tasks, slots.slot(ONSS, "a"), slots.slot(ONSS, "a"):
         tasks.create_task(waits("newcomer"))
         await asyncio.sleep(3)
         assert (await refused(slots)).reason is Reason.QUEUE_FULL
-        again = tasks.create_task(waits("again", waited_s=2.0))  # however full the queue is
+        again = tasks.create_task(waits("again", had))  # however full the queue is
         await asyncio.sleep(1)
         assert not again.done()
     assert order == ["again", "newcomer"]
     async with slots.slot(ONSS, "a"), slots.slot(ONSS, "a"):
-        asked_at = loop.time()
         with pytest.raises(RefusedError) as late:
-            await waits("late", waited_s=6.0)
+            await waits("late", had)
         assert late.value.reason is Reason.QUEUE_TIMEOUT
-        assert round(loop.time() - asked_at) == 2
+        assert round(loop.time() - asked_at) == 8
     slots.close()
+
+
+async def test_a_parked_call_whose_guard_said_no_has_the_time_that_parking_gives() -> None:
+    slots = made("2026-11-24T16:59", closed="park", park_time=600.0, queue_time=8.0)
+    async with asyncio.TaskGroup() as tasks:
+        async with slots.slot(ONSS, "a") as had:
+            assert slots._clock.boot() >= 1060.0, "it waited for the opening, for longer than the queue time"
+        async with slots.slot(ONSS, "b"), slots.slot(ONSS, "b"):
+            again = tasks.create_task(anyway(slots, had))
+            await asyncio.sleep(60)
+            assert not again.done()
+    assert again.result() == ("onss",)
+    slots.close()
+
+
+async def anyway(slots: Slots, had: Slot) -> tuple[str, ...]:
+    async with slots.slot(ONSS, "a", again=had) as slot:
+        return slot.pools
 
 
 async def test_a_full_queue_and_a_pool_without_slots_refuse_at_once() -> None:
