@@ -359,13 +359,20 @@ class Api:
 
     async def reaches(self, run_id: str, *states: str, within: float = 30.0, settled: int = 0) -> Json:
         """Wait until a run stands in one of these states, or has so many settled items; return it."""
-        async with asyncio.timeout(within):
-            while True:
-                with suppress(aiohttp.ClientError, OSError):
-                    shown = await self.run(run_id)
-                    if shown["state"] in states or (settled and settled_of(shown) >= settled):
-                        return shown
-                await asyncio.sleep(0.05)
+        seen: Json | Exception | None = None
+        try:
+            async with asyncio.timeout(within):
+                while True:
+                    try:
+                        seen = shown = await self.run(run_id)
+                    except (aiohttp.ClientError, OSError) as error:
+                        seen = error
+                    else:
+                        if shown["state"] in states or (settled and settled_of(shown) >= settled):
+                            return shown
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"after {within} s the run stands at {seen!r}") from None
 
 
 def settled_of(shown: Json) -> int:

@@ -4,6 +4,8 @@ Rules that always hold:
 - The first result of an item stays; a result takes the item off the returned. That an earlier sending is in doubt is
   no news once a person has decided to repeat it: a settlement may come twice, when its answer was lost.
 - A run's counts change with its rows. Its attempts are the sum of those of its settled and returned items.
+- Nobody's call is forgotten: a result that comes when its item has been given to another process has, besides its own
+  attempts, those made since, and the one that the other may be at.
 - Every claimed position is in its batch, among the returned, or settled: a batch with anything left does not end.
 - The rows of all runs concerned are locked first, in the order of their ids.
 """
@@ -30,10 +32,11 @@ NOT_SENT = "not_sent"
 _PUT_RESULTS = """
 with put as (
   insert into result (part, id, run_id, seq, at, attempts, state, status, took_ms, code, sealed)
-  select $1, i.id, i.run_id, i.seq, gateway_now(), n.attempts, n.state, n.status, n.took_ms, n.code, n.sealed
+  select $1, i.id, i.run_id, i.seq, gateway_now(), greatest(n.attempts, o.attempts + (o.batch_id <> n.batch_id)::int,
+    o.attempts), n.state, n.status, n.took_ms, n.code, n.sealed
   from unnest($2::bigint[], $3::int[], $4::smallint[], $5::int[], $6::int[], $7::text[], $8::bytea[], $9::bigint[])
       as n (id, attempts, state, status, took_ms, code, sealed, batch_id)
-    join item i on i.part = $1 and i.id = n.id join lane l on l.id = n.id >> 32
+    join item i on i.part = $1 and i.id = n.id join lane l on l.id = n.id >> 32 left join returned o on o.id = n.id
   where n.id < (l.id << 32) + l.claimed and (n.state <> 3 or not exists (
     select from returned r where r.id = n.id and r.why = 'repeat' and r.batch_id is distinct from n.batch_id))
   on conflict do nothing returning id, run_id, state, attempts),

@@ -4,6 +4,8 @@ Rules that always hold:
 - The first result of an item stays; a result takes the item off the returned. That an earlier sending is in doubt is
   no news once a person has decided to repeat it: a settlement may come twice, when its answer was lost.
 - A run's counts change with its rows. Its attempts are the sum of those of its settled and returned items.
+- Nobody's call is forgotten: a result that comes when its item has been given to another process has, besides its own
+  attempts, those made since, and the one that the other may be at.
 - Every claimed position is in its batch, among the returned, or settled: a batch with anything left does not end.
 """
 
@@ -217,14 +219,19 @@ def _write_result(tx: Transaction, result: Result, books: _Books) -> int | None:
     state = STATES.index(result.state)
     if state == IN_DOUBT and tx.db.execute(_IS_REPEATED, (item_id, result.batch_id)).fetchone():
         return None
-    values = (item_id, result.lane_id, state, result.attempts)
+    waits = tx.db.execute("select attempts, batch_id from returned where id = ?", (item_id,)).fetchone()
+    known, batch_id = waits or (0, None)
+    is_late = batch_id not in (None, result.batch_id)
+    attempts = max(result.attempts, known + is_late)
+    values = (item_id, result.lane_id, state, attempts)
     rest = (result.status, result.code, result.took_ms, tx.now, result.sealed)
     row = tx.db.execute(_INSERT_RESULT, (*values, *rest)).fetchall()
     if not row:
         return None
-    before = tx.db.execute("delete from returned where id = ? returning attempts", (item_id,)).fetchall()
+    if waits:
+        tx.db.execute("delete from returned where id = ?", (item_id,))
     run_id: int = row[0][0]
-    books.settled(run_id, state, result.attempts - (before[0][0] if before else 0))
+    books.settled(run_id, state, attempts - known)
     return run_id
 
 

@@ -148,6 +148,8 @@ class Life(RuleBasedStateMachine):
             for place in data.draw(st.lists(st.sampled_from(among), max_size=3)) if among else []:
                 done = self._attempts(place) + 1
                 if data.draw(st.booleans()):
+                    if one in self.books.lost:
+                        done = data.draw(st.integers(1, done))  # it knows nothing of those made since
                     state = data.draw(st.sampled_from(SETTLED))
                     results.append(Result(one.batch.batch_id, *place, done, state))
                 else:
@@ -339,11 +341,13 @@ class Life(RuleBasedStateMachine):
         if result.state is ItemState.IN_DOUBT and place in self.books.repeated and not sends_it:
             return False
         self.books.repeated.discard(place)
-        self.books.waiting.pop(place, None)
+        waits = self.books.waiting.pop(place, None)
+        known = waits.attempts if waits else self.books.attempts.get(place, 0)
+        is_late = place in self.books.attempts and not sends_it
         self.books.attempts.pop(place, None)
         for held in self.books.held.values():
             held.left.discard(place)
-        self.books.settled[place] = (result.state, result.attempts)
+        self.books.settled[place] = (result.state, max(result.attempts, known + is_late))
         return True
 
     def _returned(self, returned: Returned, holder: str) -> None:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from gateway.records import Batch, BatchSighting, Counts, Recovered, RunRecord, Settled
+from gateway.records import Batch, BatchSighting, Counts, Recovered, RunRecord, Settled, Settlement
 from gateway.store.interface import StateError, Store, StoreError
 from policies.model import ItemState, RunKind, RunState
 from tests.gateway.store.conftest import Kept
@@ -205,6 +205,21 @@ async def test_a_result_takes_an_item_off_the_returned(store: Store) -> None:
     await store.settle(settlement(results=[result(batch, 0, attempts=2)]))
     assert await store.claim_returned(lane_id, "here", size=1) is None
     assert (await state_of(store, run)).attempts == 2
+
+
+async def test_a_late_result_forgets_no_call(store: Store) -> None:
+    """Its batch was ended as a dead process's. By then another has called, or may be calling."""
+    run, lane_id = await ready_run(store, 3)
+    batch = await claimed(store, lane_id)
+    await store.recover(await sighting_of(store, batch), delay_s=0)
+    other = await store.claim_returned(lane_id, "other", size=2)
+    assert other is not None
+    await store.settle(Settlement("other", returned=[again(other, 0, attempts=2)]))
+    late = [result(batch, position, attempts=1) for position in range(3)]
+    assert (await store.settle(settlement(results=late))).stored == 3
+    found = [await store.item_at(lane_id, position) for position in range(3)]
+    assert [one.attempts for one in found if one is not None] == [2, 2, 1]
+    assert (await state_of(store, run)).attempts == 5
 
 
 async def test_an_item_with_a_result_is_not_returned(store: Store) -> None:
