@@ -146,10 +146,9 @@ class Life(RuleBasedStateMachine):
                 else [(one.batch.lane_id, position) for position in range(one.batch.lo, one.batch.hi)]
             )
             for place in data.draw(st.lists(st.sampled_from(among), max_size=3)) if among else []:
-                done = self._attempts(place) + 1
+                least = 1 if one in self.books.lost else self._attempts(place) + 1  # it may know nothing of those since
+                done = data.draw(st.integers(least, self._attempts(place) + 1))
                 if data.draw(st.booleans()):
-                    if one in self.books.lost:
-                        done = data.draw(st.integers(1, done))  # it knows nothing of those made since
                     state = data.draw(st.sampled_from(SETTLED))
                     results.append(Result(one.batch.batch_id, *place, done, state))
                 else:
