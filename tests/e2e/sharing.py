@@ -9,7 +9,7 @@ import asyncio
 import base64
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -220,12 +220,16 @@ class World:
             await asyncio.sleep(away_s)
             await gateway.start()
 
-    async def freeze(self, gateway: Shared, *, seconds: float) -> None:
-        """Stop a gateway's process in whatever it does, and let it go on."""
+    async def freeze(
+        self, gateway: Shared, *, seconds: float, meanwhile: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Stop a gateway's process in whatever it does, and let it go on, not before `meanwhile` is over."""
         async with self.ailing(gateway):
             with suppress(ProcessLookupError):  # somebody may have killed it, too
                 gateway.send(SIGSTOP)
                 await asyncio.sleep(seconds)
+                if meanwhile is not None:
+                    await meanwhile()
                 gateway.send(SIGCONT)
             await asyncio.sleep(0.2)
 
@@ -290,10 +294,11 @@ class Load:
 
     def __init__(self, where: World, *, at_once: int = 4, seed: int = 1, size: Mapping[Service, int] = SIZE) -> None:
         self._world = where
+        self._name = secrets.token_hex(3)  # another load may have left runs in this database
         self._at_once = at_once
         self._size = size
         self._dice = Random(seed)
-        self._prefixes = count(1)
+        self._prefixes = (f"{self._name}{number}" for number in count(1))
         self._over = False
         self.runs: dict[str, dict[str, Service]] = {}  #: acknowledged
         self.said: Counter[str] = Counter()  #: what callers of synchronous bulk were told
@@ -322,10 +327,10 @@ class Load:
 
     async def _submitter(self) -> None:
         while not self._over:
-            number = next(self._prefixes)
+            prefix = next(self._prefixes)
             items: dict[str, Service] = {}
             for service, size in self._size.items():
-                items |= keys(f"{number}{service[0][0]}", size, service)
+                items |= keys(f"{prefix}{service[0][0]}", size, service)
             run_id = await self._submit(items)
             while not self._over and not await self._is_nearly_done(run_id):
                 await asyncio.sleep(0.2)
@@ -399,7 +404,7 @@ class Load:
 
     # Afterwards.
 
-    async def ended(self, within: float = 60.0) -> None:
+    async def ended(self, within: float = 180.0) -> None:
         """Wait until each run is over, or waits for a person because of doubts; look at its books."""
         gateway = self._world.well()[0]
         for run_id in self.runs:

@@ -3,6 +3,7 @@ forms of `make drill`."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -20,8 +21,9 @@ HOLDERS = "select distinct holder from slot where pool = 'base' and holder <> ''
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    """A server whose plug may be pulled."""
-    with embedded_server(durable=True) as running:
+    """A server that is killed now and then. What it wrote outlives that without waiting for the disk, as the kernel
+    does; a slow disk would be an outage that no test expects."""
+    with embedded_server() as running:
         yield running
 
 
@@ -43,9 +45,11 @@ async def test_a_kill_in_mid_call_and_freezes_longer_than_the_lease(
             await here.kill(here.gateways[0], away_s=0.5)
             for gateway in (*here.gateways, here.gateways[0]):
                 await asyncio.sleep(dice.uniform(0.1, 0.6))
-                before = here.bulk_calls
-                await here.freeze(gateway, seconds=LEASE_S + dice.uniform(0.8, 1.2))
-                assert here.bulk_calls > before + 5, "the other did not go on"
+                await here.freeze(
+                    gateway,
+                    seconds=LEASE_S + dice.uniform(0.8, 1.2),
+                    meanwhile=partial(the_source_hears, here, here.bulk_calls + 5),
+                )
         assert load.tally()["items"] >= 140
         assert load.said["answered"]
         assert load.real_time > 50
@@ -58,9 +62,9 @@ async def test_the_database_is_killed_and_then_swallows_everything(
         load = Load(here)
         async with load.going_on():
             await at_full_work(here)
-            await outage(here, load, here.kill_database(away_s=LEASE_S + 1.7))
+            await outage(here, load, here.kill_database(away_s=LEASE_S + 2.5))
             await goes_on(here)
-            await outage(here, load, here.swallow(seconds=LEASE_S + 1.7))
+            await outage(here, load, here.swallow(seconds=LEASE_S + 2.5))
             await goes_on(here)
         for gateway in here.gateways:
             assert gateway.events("store up"), "nobody noticed"
@@ -94,7 +98,9 @@ async def test_clocks_step_people_pause_and_resume_and_an_orderly_stop_hands_ove
             assert len(await here.rows("select distinct holder from batch")) <= 1, "batches of one that has left"
             await asyncio.sleep(LEASE_S)
             times = [stopped, *here.bulk_since(stopped)]
-            assert max(later - earlier for earlier, later in pairwise(times)) < 1, "somebody waited for a lease"
+            assert max(later - earlier for earlier, later in pairwise(times)) < LEASE_S - 1, (
+                "somebody waited for a lease"
+            )
 
 
 async def test_another_layout_waits_until_the_first_is_gone(tmp_path: Path, server: EmbeddedServer, url: str) -> None:
@@ -163,6 +169,11 @@ async def goes_on(here: World) -> None:
     """Wait until calls of items and callers begin again."""
     before = here.bulk_calls
     await until(lambda: here.bulk_calls > before + 30, 30, here.gateways[0].log)
+
+
+async def the_source_hears(here: World, number: int) -> None:
+    """Wait until there were more bulk calls than so many in all."""
+    await until(lambda: here.bulk_calls > number, 10)
 
 
 async def outage(here: World, load: Load, deed: Coroutine[None, None, None]) -> None:

@@ -170,6 +170,10 @@ class Replica:
         """Return the lines of one event."""
         return [line for line in self.lines() if line.get("event") == event]
 
+    def last_lines(self, number: int) -> list[str]:
+        """Return the last of what it has logged besides calls and items."""
+        return [str(line)[:300] for line in self.lines() if line.get("event") not in ("call", "item")][-number:]
+
     async def start(self, *, store: bool = True) -> "Replica":
         """Start a process, and wait until it listens and has its store open."""
         before = len(self.lines())
@@ -280,6 +284,9 @@ async def at_work(replica: Replica) -> AsyncIterator["Api"]:
     try:
         async with Api(replica.folder / "data" / "admin.sock") as api:
             yield api
+    except BaseException as error:
+        error.add_note("\n".join(["its gateway's last lines, calls and items left out:", *replica.last_lines(20)]))
+        raise
     finally:
         await replica.stop()
     assert not (defects := [line for line in replica.lines() if _is_defect(line)]), defects
