@@ -8,7 +8,11 @@ from gateway.soap.faults import messages
 from policies.model import Reason, Refusal
 from policies.statuses import Status, Statuses
 
-_UNREADABLE = "what was stored of the item cannot be opened"
+_OF_ITEMS = {
+    "unreadable": "what was stored of the item cannot be opened",
+    "maybe_sent": "the gateway stopped when the item may have been sent",
+    "not_stored": "what became of the item cannot be stored",
+}
 _OURS = "BCSS gateway: "
 
 
@@ -16,8 +20,8 @@ def meaning_of(code: str, statuses: Statuses) -> str:
     """Return what a code means; empty: it is not known."""
     if code in set(Reason):
         return messages(Refusal(Reason(code), request_id=""))[2].removeprefix(_OURS)
-    if code == "unreadable":
-        return _UNREADABLE
+    if code in _OF_ITEMS:
+        return _OF_ITEMS[code]
     kind, _, rest = code.partition(" ")
     if kind == "HTTP" and rest.isdecimal():
         said = statuses.of_http(int(rest))

@@ -7,6 +7,8 @@ Rules that always hold:
 - A mark counts only once its commit has returned: no position at or above it is sent before.
 - What was handed in is kept until a commit that held it has returned, and written again after one that failed: the
   store takes the first result of an item and ignores a second.
+- What the store refuses though it works holds up nothing else: a commit that is refused is written by halves, and the
+  entry that is refused alone is put in doubt. While nothing at all can be written, everything is kept.
 - While the store is down nothing is lost and nothing grows without bound: no new marks, no new claims, and `room`
   holds workers back when answers of `MOST_BYTES` wait.
 
@@ -15,25 +17,25 @@ Decides nothing about items.
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.log import EventLog
 from gateway.records import Result, Returned, Settled, Settlement
-from gateway.store.interface import Store
-from policies.model import Clock
+from gateway.runner.gathering import Entry, Gathered, joined, octets
+from gateway.store.interface import StateError, Store
+from policies.model import Clock, ItemState, StoreDownError
 
 FLUSH_S = 0.02
 """From the begin of one commit to the next. 20 ms: keeps the disk quiet, and a crash repeats a dozen calls at most."""
 RETRY_S = 1.0
 """How often a commit is tried again while the store is down."""
-MOST_ENTRIES = 1000
-"""Entries of one commit."""
-COMMIT_BYTES = 16 * 1024 * 1024
-"""Answers of one commit, roughly: more would take longer than a store may take (`store.timeout`), each time anew."""
 MOST_BYTES = 256 * 1024 * 1024
 """Answers that may wait in memory for the store."""
 
-Entry = Result | Returned
+NOT_STORED = "not_stored"
+"""The code of an item in doubt because the store refuses what became of it."""
+MOST_REFUSED = 16
+"""Entries that cannot even be in doubt: where nothing else could be written before, it is not for what is in them."""
 
 
 class Bell:
@@ -69,14 +71,6 @@ class BatchInHand:
     finished: bool = False  #: the store has been told that nothing is left of it
 
 
-@dataclass(slots=True)
-class _Gathered:
-    """What the next commit writes."""
-
-    entries: list[Entry] = field(default_factory=list)
-    finished: set[int] = field(default_factory=set)
-
-
 class Committer:
     """Writes for one process. `run` is a task of its owner's; `on_settled` is told what each commit came to."""
 
@@ -103,7 +97,7 @@ class Committer:
         self._on_back = on_back
         self._sure_s = sure_s
         self._batches: dict[int, BatchInHand] = {}
-        self._next = _Gathered()
+        self._next = Gathered()
         self._bytes = 0
         self._work = asyncio.Event()
         self._committed = Bell()
@@ -150,7 +144,7 @@ class Committer:
     def add(self, entry: Entry) -> None:
         """Take what became of an item. The last one of a batch finishes it."""
         self._next.entries.append(entry)
-        self._bytes += len(entry.sealed) if isinstance(entry, Result) else 0
+        self._bytes += octets((entry,))
         self._handed_in += 1
         batch = self._batches.get(entry.batch_id)
         if batch is not None:
@@ -182,7 +176,9 @@ class Committer:
         """Wait until everything that was handed in so far is durable."""
         target = self._handed_in
         self._work.set()
-        await self._committed.until(lambda: self._written >= target and not self._next.finished)
+        await self._committed.until(
+            lambda: self._written >= target and not any(batch.finished for batch in self._batches.values())
+        )
 
     def numbers(self) -> Collection[int]:
         """Return the numbers of the batches in hand."""
@@ -218,43 +214,120 @@ class Committer:
     async def _commit(self) -> None:
         while True:
             gathered, marks = self._gathered()
-            if not gathered.entries and not gathered.finished and not marks:
+            if not gathered and not marks:
                 return
-            settlement = Settlement(
+            try:
+                settled = await self._settle(gathered, marks)
+            except StoreDownError as error:
+                await self._later(gathered, error)
+            except Exception as error:  # noqa: BLE001  # whatever it is: what was handed in is kept, and tried again
+                left = await self._by_halves(gathered, error) if gathered else (gathered, error)
+                if left is None:
+                    self._work.set()  # the marks are asked for anew
+                    return
+                await self._later(*left)
+            else:
+                self._done(gathered, marks, settled)
+                return
+
+    async def _settle(self, gathered: Gathered, marks: Mapping[int, int]) -> Settled:
+        return await self._store.settle(
+            Settlement(
                 holder=self._holder,
                 results=[one for one in gathered.entries if isinstance(one, Result)],
                 returned=[one for one in gathered.entries if isinstance(one, Returned)],
                 armed=marks,
                 finished=sorted(gathered.finished),
             )
-            try:
-                settled = await self._store.settle(settlement)
-            except Exception as error:  # noqa: BLE001  # whatever it is: what was handed in is kept, and tried again
-                self._keep(gathered)
-                self.note_down(error, writing=True)
-                await asyncio.sleep(RETRY_S)
-            else:
-                await self._done(gathered, marks, settled)
-                return
+        )
 
-    def _gathered(self) -> tuple[_Gathered, Mapping[int, int]]:
+    async def _later(self, gathered: Gathered, error: Exception) -> None:
+        self._next.entries[:0] = gathered.entries
+        self._next.finished |= gathered.finished
+        self.note_down(error, writing=True)
+        await asyncio.sleep(RETRY_S)
+
+    async def _by_halves(self, gathered: Gathered, error: Exception) -> tuple[Gathered, Exception] | None:
+        """Write what the store refused as a whole, but for what it refuses alone.
+
+        Returns:
+            What is to be tried again, and why: the store is down by now, or refuses everything. None: all is done.
+        """
+        todo = gathered.halves()[::-1] or [gathered]
+        refused: list[tuple[Gathered, Exception]] = []
+        works = False
+        troubles = 0
+        while todo and (works or troubles < MOST_REFUSED):
+            part = todo.pop()
+            try:
+                why = await self._refusal(part)
+                halves = part.halves() if why is not None else []
+                if why is not None and part.entries and not halves and await self._put_in_doubt(part, why):
+                    why = None
+            except StoreDownError as down:
+                return joined([*(one for one, _ in refused), part, *reversed(todo)]), down
+            works = works or (why is None and bool(part.entries or not gathered.entries))  # of the same kind
+            todo += reversed(halves)
+            if why is not None and not halves:
+                refused.append((part, why))
+                # A batch that cannot end says nothing of the database: what is left of it may be refused, too.
+                troubles += not isinstance(why, StateError)
+                error = error if isinstance(why, StateError) else why
+        if troubles and not works:
+            return joined([*(one for one, _ in refused), *reversed(todo)]), error
+        for part, why in refused:
+            self._leave_to_recovery(part, why)
+        return None
+
+    async def _refusal(self, part: Gathered, instead: Gathered | None = None) -> Exception | None:
+        """Write this (or something else in its place), or return why it is refused."""
+        try:
+            settled = await self._settle(instead or part, {})
+        except StoreDownError:
+            raise
+        except Exception as error:  # noqa: BLE001  # its caller tells, and goes on with the others
+            return error
+        self._done(part, {}, settled)
+        return None
+
+    async def _put_in_doubt(self, part: Gathered, why: Exception) -> bool:
+        """Put an item in doubt of which the store refuses what became of it; say whether it lets that be written."""
+        (entry,) = part.entries
+        where, state = (entry.batch_id, entry.lane_id, entry.position, entry.attempts), ItemState.IN_DOUBT
+        if await self._refusal(part, Gathered([Result(*where, state, code=NOT_STORED)])) is not None:
+            return False
+        self._log.error(
+            "item cannot be stored",
+            lane=entry.lane_id,
+            position=entry.position,
+            what=str(why),
+            remedy="It is in doubt (`bcss-gateway runs doubts`): decide of it, and report this line.",
+        )
+        return True
+
+    def _leave_to_recovery(self, part: Gathered, why: Exception) -> None:
+        """Stop trying to write it: its batch is a stray by the time that it ends, and `Recovery` ends those."""
+        self._written += len(part.entries)
+        self._bytes -= part.octets
+        for number in part.finished:
+            self.let_go(number)
+        self._log.error(
+            "what became of an item is refused",
+            batches=sorted({*part.finished, *(one.batch_id for one in part.entries)}),
+            what=str(why),
+            remedy="What is left of these batches is repeated or put in doubt. Look at the database; report this line.",
+        )
+        self._committed.ring()
+
+    def _gathered(self) -> tuple[Gathered, Mapping[int, int]]:
         """Take what there is to write: the entries in their order, and a finish only with the last of its batch."""
-        entries = self._next.entries
-        many = _so_many(entries)
-        now, later = entries[:many], entries[many:]
-        unwritten = {entry.batch_id for entry in later}
-        gathered = _Gathered(now, self._next.finished - unwritten)
-        self._next = _Gathered(later, self._next.finished & unwritten)
+        gathered, self._next = self._next.cut()
         marks = {
             batch.batch_id: batch.wanted
             for batch in self._batches.values()
             if batch.wanted > batch.armed and not batch.lost and not batch.finished
         }
         return gathered, marks
-
-    def _keep(self, gathered: _Gathered) -> None:
-        self._next.entries[:0] = gathered.entries
-        self._next.finished |= gathered.finished
 
     def note_down(self, error: Exception, *, writing: bool) -> None:
         """Note that the store did not answer, or could not write."""
@@ -278,10 +351,10 @@ class Committer:
         self._log.info("store up", after_s=round(seconds, 1))
         self._on_back(seconds)
 
-    async def _done(self, gathered: _Gathered, marks: Mapping[int, int], settled: Settled) -> None:
+    def _done(self, gathered: Gathered, marks: Mapping[int, int], settled: Settled) -> None:
         self.note_up(wrote=True)
         self._written += len(gathered.entries)
-        self._bytes -= sum(len(one.sealed) for one in gathered.entries if isinstance(one, Result))
+        self._bytes -= gathered.octets
         for batch_id, mark in marks.items():
             batch = self._batches.get(batch_id)
             if batch is not None and batch_id not in settled.lost:
@@ -290,16 +363,6 @@ class Committer:
         for batch_id in gathered.finished:
             self._batches.pop(batch_id, None)
         self._on_settled(settled)
-        if self._next.entries or self._next.finished:
+        if self._next:
             self._work.set()
         self._committed.ring()
-
-
-def _so_many(entries: list[Entry]) -> int:
-    """Return how many entries go into the next commit: one at least."""
-    size = 0
-    for number, entry in enumerate(entries[:MOST_ENTRIES]):
-        size += len(entry.sealed) if isinstance(entry, Result) else 0
-        if size > COMMIT_BYTES and number:
-            return number
-    return min(len(entries), MOST_ENTRIES)
