@@ -64,7 +64,6 @@ class BatchInHand:
     hi: int
     armed: int  #: committed: positions below it may be sent
     wanted: int  #: the mark to ask for with the next commit
-    again: bool
     left: int  #: items of it that are neither settled nor returned
     seen_at: float  #: boot clock: it was claimed, or renewed, after that
     lost: bool = False  #: it is another's now
@@ -166,7 +165,7 @@ class Committer:
 
     async def armed(self, batch: BatchInHand, position: int) -> None:
         """Wait until a position may be sent, or the batch is lost."""
-        if position < batch.armed or batch.again or batch.lost:
+        if position < batch.armed or batch.lost:
             return
         batch.wanted = max(batch.wanted, min(batch.hi, position + 1))
         self._work.set()

@@ -58,10 +58,11 @@ class Feed:
         self._items: deque[Item] = deque()
         self._batches: dict[int, BatchInHand] = {}
         self._window = WINDOW if work.key.repeatable else CAREFUL
-        # Of what may not be repeated, nothing counts as sent by being claimed: a claim's answer may be lost. Of what
-        # waits again all does, so that there are few of it in hand at a time: each crash costs those an attempt.
-        self._armed_at_once = WINDOW if work.key.repeatable else 0
-        self._again, self._again_low = self._window, self._window // 2
+        # Of what may not be repeated, nothing counts as sent by being claimed: a claim's answer may be lost. Of reads
+        # that wait again all does, so that there are few of them in hand at a time: each crash costs those an attempt.
+        self._repeatable = work.key.repeatable
+        self._armed_at_once = WINDOW if self._repeatable else 0
+        self._again, self._again_low = (WINDOW, WINDOW // 2) if self._repeatable else (BATCH, LOW)
         self._changed = Bell()
         self._ended = False
         self._stopped = False
@@ -136,20 +137,23 @@ class Feed:
 
     async def _claimed(self) -> Batch | None:
         if self.due:
-            batch = await self._store.claim_returned(self.lane_id, self._holder, size=self._again)
+            batch = await self._claimed_again()
             if batch is not None:
                 return batch
             self.due = False
         batch = await self._store.claim(self.lane_id, self._holder, size=BATCH, window=self._armed_at_once)
         if batch is None:
-            batch = await self._store.claim_returned(self.lane_id, self._holder, size=self._again)
+            batch = await self._claimed_again()
             self.due = batch is not None
         return batch
 
+    async def _claimed_again(self) -> Batch | None:
+        return await self._store.claim_returned(self.lane_id, self._holder, size=self._again, armed=self._repeatable)
+
     async def _take(self, batch: Batch, items: Iterable[StoredItem], asked: float) -> None:
         stored = list(items)
-        mark = batch.hi if batch.again else batch.armed
-        in_hand = BatchInHand(batch.batch_id, batch.run_id, batch.hi, mark, mark, batch.again, len(stored), asked)
+        mark = batch.armed
+        in_hand = BatchInHand(batch.batch_id, batch.run_id, batch.hi, mark, mark, len(stored), asked)
         self._batches[batch.batch_id] = in_hand
         self.claimed += 1
         self._committer.take_charge(in_hand)
@@ -180,7 +184,7 @@ class Feed:
         while self._items:
             item = self._items.popleft()
             # Below what was asked for: the next commit, or one that is under way, makes it the mark.
-            if item.batch.again or item.stored.position < item.batch.wanted:
+            if item.stored.position < item.batch.wanted:
                 one = item.stored
                 self._committer.add(
                     Returned(item.batch.batch_id, one.lane_id, one.position, one.attempts, 0.0, NOT_SENT)

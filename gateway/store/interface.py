@@ -114,8 +114,8 @@ class Store(Protocol):
         """Claim up to `size` positions that nobody has claimed, the first `window` of them armed; None: there are none,
         or the run may not go on. A ready run is running from then on."""
 
-    async def claim_returned(self, lane_id: int, holder: str, *, size: int) -> Batch | None:
-        """Claim up to `size` returned items whose time has come; all count as armed."""
+    async def claim_returned(self, lane_id: int, holder: str, *, size: int, armed: bool = True) -> Batch | None:
+        """Claim up to `size` returned items whose time has come, all of them armed or none."""
 
     async def fetch(self, batch: Batch) -> Sequence[StoredItem]:
         """Return the items of a batch that are neither settled nor returned, by position."""

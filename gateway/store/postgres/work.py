@@ -92,8 +92,8 @@ class WorkSide(Side):
             await _runs_now(connection, run)
         return Batch(batch_id, lane_id, run.id, 1, lo, hi, armed)
 
-    async def claim_returned(self, lane_id: int, holder: str, *, size: int) -> Batch | None:
-        """Claim up to `size` returned items whose time has come, oldest first; all count as armed."""
+    async def claim_returned(self, lane_id: int, holder: str, *, size: int, armed: bool = True) -> Batch | None:
+        """Claim up to `size` returned items whose time has come, oldest first; all of them armed or none."""
         async with self._lines.settling.transaction() as connection:
             run = await self._going(connection, lane_id)
             if run is None:
@@ -109,12 +109,12 @@ class WorkSide(Side):
             lo, hi = min(numbers) & 0xFFFFFFFF, (max(numbers) & 0xFFFFFFFF) + 1
             batch_id = await connection.fetchval(
                 "insert into batch (lane_id, run_id, holder, token, lo, hi, armed, again) "
-                "values ($1, $2, $3, 1, $4, $5, $5, true) returning id",
-                *(lane_id, run.id, holder, lo, hi),
+                "values ($1, $2, $3, 1, $4, $5, $6, true) returning id",
+                *(lane_id, run.id, holder, lo, hi, hi if armed else lo),
             )
             await connection.execute("update returned set batch_id = $2 where id = any ($1)", numbers, batch_id)
             await _runs_now(connection, run)
-        return Batch(batch_id, lane_id, run.id, 1, lo, hi, hi, again=True)
+        return Batch(batch_id, lane_id, run.id, 1, lo, hi, hi if armed else lo, again=True)
 
     async def fetch(self, batch: Batch) -> Sequence[StoredItem]:
         """Return the items of a batch that are neither settled nor returned, by position."""

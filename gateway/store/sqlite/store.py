@@ -108,9 +108,9 @@ class SqliteStore:
         """Claim positions that nobody has claimed."""
         return await self._thread.write(work.claim, lane_id, holder, size, window)
 
-    async def claim_returned(self, lane_id: int, holder: str, *, size: int) -> Batch | None:
+    async def claim_returned(self, lane_id: int, holder: str, *, size: int, armed: bool = True) -> Batch | None:
         """Claim returned items whose time has come."""
-        return await self._thread.write(work.claim_returned, lane_id, holder, size)
+        return await self._thread.write(work.claim_returned, lane_id, holder, size, armed)
 
     async def fetch(self, batch: Batch) -> Sequence[StoredItem]:
         """Return what of a batch is still to be sent."""

@@ -57,7 +57,7 @@ def claim(tx: Transaction, lane_id: int, holder: str, size: int, window: int) ->
     return _batch(tx, run, lane_id, holder, lo, hi, min(lo + max(window, 0), hi), again=False)
 
 
-def claim_returned(tx: Transaction, lane_id: int, holder: str, size: int) -> Batch | None:
+def claim_returned(tx: Transaction, lane_id: int, holder: str, size: int, armed: bool) -> Batch | None:
     """Claim those whose time has come, oldest first."""
     rows = tx.db.execute(
         "select id, run_id from returned where lane_id = ?1 and batch_id is null and (due <= ?2 or due - delay > ?2) "
@@ -70,8 +70,8 @@ def claim_returned(tx: Transaction, lane_id: int, holder: str, size: int) -> Bat
     if run.state not in _GOING:
         return None
     positions = [row[0] & 0xFFFFFFFF for row in rows]
-    hi = max(positions) + 1
-    batch = _batch(tx, run, lane_id, holder, min(positions), hi, hi, again=True)
+    lo, hi = min(positions), max(positions) + 1
+    batch = _batch(tx, run, lane_id, holder, lo, hi, hi if armed else lo, again=True)
     tx.db.executemany("update returned set batch_id = ? where id = ?", [(batch.batch_id, row[0]) for row in rows])
     return batch
 

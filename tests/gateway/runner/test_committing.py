@@ -39,7 +39,7 @@ class Writing:
         return [json.loads(line)["event"] for line in self.lines]
 
     def in_hand(self, batch: Batch, many: int) -> BatchInHand:
-        mine = BatchInHand(batch.batch_id, batch.run_id, batch.hi, batch.armed, batch.armed, batch.again, many, 0.0)
+        mine = BatchInHand(batch.batch_id, batch.run_id, batch.hi, batch.armed, batch.armed, many, 0.0)
         self.committer.take_charge(mine)
         return mine
 

@@ -77,6 +77,21 @@ async def test_writes_that_were_claimed_and_not_begun_are_not_in_doubt(store: Sq
     assert (recovered.again, recovered.in_doubt) == (50, 0)
 
 
+async def test_writes_that_wait_again_and_were_claimed_and_not_begun_are_not_in_doubt(store: SqliteStore) -> None:
+    run, lane_id = await ready_run(store, 50, WRITES)
+    batch = await claimed(store, lane_id, HERE)
+    back = [again(batch, position) for position in range(0, 50, 7)]
+    rest = [result(batch, position) for position in range(50) if position % 7]
+    await store.settle(settlement(results=rest, returned=back, finished=[batch], holder=HERE))
+    async with feeding(store, run.id) as feed:
+        while not feed.has_items:
+            await asyncio.sleep(0.01)
+    (sighting,) = await store.batches()
+    recovered = await store.recover(sighting, delay_s=0.0)  # the process died, or never got the claim's answer
+    assert recovered is not None
+    assert (recovered.again, recovered.in_doubt) == (8, 0)
+
+
 async def test_of_writes_that_wait_again_few_are_in_hand_at_a_time(store: SqliteStore) -> None:
     run, lane_id = await ready_run(store, 50, WRITES)
     batch = await claimed(store, lane_id, HERE)

@@ -113,10 +113,10 @@ class Life(RuleBasedStateMachine):
         self.state = RunState.RUNNING
 
     @precondition(lambda self: self.repeatable)
-    @rule(data=st.data(), size=st.integers(1, 6), holder=st.sampled_from(HOLDERS))
-    def claim_returned(self, data: st.DataObject, size: int, holder: str) -> None:
+    @rule(data=st.data(), size=st.integers(1, 6), armed=st.booleans(), holder=st.sampled_from(HOLDERS))
+    def claim_returned(self, data: st.DataObject, size: int, armed: bool, holder: str) -> None:
         lane_id = data.draw(st.sampled_from(sorted(self.repeatable)))
-        batch = self.wait(self.store.claim_returned(lane_id, holder, size=size))
+        batch = self.wait(self.store.claim_returned(lane_id, holder, size=size, armed=armed))
         due = {place for place, one in self.books.waiting.items() if place[0] == lane_id and not one.delayed}
         if self.state not in (RunState.READY, RunState.RUNNING) or not due:
             assert batch is None
@@ -128,7 +128,8 @@ class Life(RuleBasedStateMachine):
         assert all(one.attempts == self.books.waiting[one.lane_id, one.position].attempts for one in fetched)
         for place in taken:
             self.books.attempts[place] = self.books.waiting.pop(place).attempts
-        self.books.held[batch.batch_id] = Held(batch, holder, batch.hi, 0, taken)
+        assert batch.armed == (batch.hi if armed else batch.lo)
+        self.books.held[batch.batch_id] = Held(batch, holder, batch.armed, 0, taken)
         self.state = RunState.RUNNING
 
     @precondition(lambda self: self.books.held or self.books.lost)
