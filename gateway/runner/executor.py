@@ -22,7 +22,7 @@ from gateway.packing import StoredRequest
 from gateway.records import GATEWAY, LaneWork, RunRecord, Settled, StoredItem
 from gateway.runner.accounts import Accounts
 from gateway.runner.committer import Committer
-from gateway.runner.feed import Feed, Item
+from gateway.runner.feed import Feed, Item, Room
 from gateway.runner.judging import Judge, RunInHand
 from gateway.runner.lane import Lane
 from gateway.runner.sending import Attempt, Site
@@ -71,6 +71,7 @@ class Executor:
         self._left_alone: dict[int, float] = {}  # lane -> until, boot clock
         self._to_hold: dict[int, str] = {}
         self._told_of: set[str] = set()
+        self._room = Room()
         self._woken = asyncio.Event()
         self._stopping = False
 
@@ -192,7 +193,7 @@ class Executor:
         async def conclude(item: Item, sources: frozenset[str], attempt: Attempt | None) -> None:
             await self.judge.conclude(run, item, label, sources, repeatable=work.key.repeatable, attempt=attempt)
 
-        feed = Feed(work, self._store, self._holder, self._committer, opened)
+        feed = Feed(work, self._store, self._holder, self._committer, opened, self._room)
         lane = Lane(work, feed, self._slots, self._site, self._committer, conclude)
         self.lanes[work.lane_id] = lane
         run.lanes += 1

@@ -13,7 +13,7 @@ Never sends, never decides what becomes of an item that was sent.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.packing import StoredRequest
 from gateway.records import Batch, LaneWork, Returned, StoredItem
@@ -30,6 +30,12 @@ WINDOW = 24
 CAREFUL = 4
 """The same where what may have been sent may not be repeated: a crash puts each of them in doubt, and a worker had
 rather wait for a commit now and then."""
+FIRST = 4
+"""Items of a lane's first claim: how large they are is not known yet."""
+MOST_BYTES = 64 * 1024 * 1024
+"""Requests in hand, over all lanes. A lane that has none claims a few all the same."""
+SMALLEST = 1024
+"""What an item takes besides its body."""
 NOT_SENT = "not sent"
 
 Open = Callable[[Iterable[StoredItem]], Awaitable["list[StoredRequest | None]"]]
@@ -45,16 +51,48 @@ class Item:
     batch: BatchInHand
 
 
+class Room:
+    """The memory that requests in hand may take, over all lanes. Nobody waits for it who has nothing to send."""
+
+    def __init__(self, most: int = MOST_BYTES) -> None:
+        self._most = most
+        self.taken = 0
+        self.changed = Bell()
+
+    def is_for(self, octets: int) -> bool:
+        """Say whether there is room for one of this size, and a few others."""
+        return self.left > max(octets, self._most // 8)
+
+    @property
+    def left(self) -> int:
+        """Return how many octets are left."""
+        return max(0, self._most - self.taken)
+
+    def take(self, octets: int) -> None:
+        """Have less of it."""
+        self.taken += octets
+
+    def give(self, octets: int) -> None:
+        """Have it back."""
+        self.taken -= octets
+        if self.is_for(0):  # else nobody goes on by it: many may wait
+            self.changed.ring()
+
+
 class Feed:
     """The items of one lane. `fill` is a task of the lane's; workers call `next`."""
 
-    def __init__(self, work: LaneWork, store: Store, holder: str, committer: Committer, opened: Open) -> None:
+    def __init__(
+        self, work: LaneWork, store: Store, holder: str, committer: Committer, opened: Open, room: Room
+    ) -> None:
         self.lane_id = work.lane_id
         self._run_id = work.run_id
         self._store = store
         self._holder = holder
         self._committer = committer
         self._opened = opened
+        self._room = room
+        self._largest = 0  #: octets of a request of this lane; 0: none has been seen
         self._items: deque[Item] = deque()
         self._batches: dict[int, BatchInHand] = {}
         self._window = WINDOW if work.key.repeatable else CAREFUL
@@ -78,6 +116,9 @@ class Feed:
             if not self._items:
                 return None
             item = self._items.popleft()
+            self._room.give(_octets(item))
+            if not self._items:
+                self._room.changed.ring()
             if len(self._items) in (LOW, self._again_low):
                 self._changed.ring()
             batch = item.batch
@@ -93,18 +134,21 @@ class Feed:
     def put_back(self, item: Item) -> None:
         """Take an item back that was not sent: it is the next one."""
         self._items.appendleft(item)
+        self._room.take(_octets(item))
 
     def drop_lost(self) -> None:
         """Forget items of batches that are another's by now."""
         if any(batch.lost for batch in self._batches.values()):
+            self._room.give(sum(_octets(item) for item in self._items if item.batch.lost))
             self._items = deque(item for item in self._items if not item.batch.lost)
             self._batches = {number: batch for number, batch in self._batches.items() if not batch.lost}
             self._changed.ring()  # there may be too few left: `fill` sleeps until somebody says so
+            self._room.changed.ring()  # or none, and who has none waits for no room
 
     @property
-    def has_items(self) -> bool:
-        """Whether items are at hand."""
-        return bool(self._items)
+    def in_hand(self) -> int:
+        """Return how many items are at hand."""
+        return len(self._items)
 
     # The store's side.
 
@@ -112,22 +156,29 @@ class Feed:
         """Claim batches ahead of need, until there is nothing left to claim."""
         while True:
             await self._changed.until(lambda: len(self._items) <= self._low or self._stopped)
+            await self._room.changed.until(lambda: not self._items or self._stopped or self._room.is_for(self._largest))
             if self._stopped:
                 break
             self._forget_finished()
             asked = self._committer.now()
+            size = self._size()
+            reserved = size * self._largest
+            self._room.take(reserved)
             try:
-                batch = await self._claimed()
+                batch = await self._claimed(size)
                 items = await self._store.fetch(batch) if batch is not None else ()
+                if batch is not None:
+                    await self._take(batch, items, asked)
             except StoreDownError as error:
                 # A batch whose claim was not answered stands in the store under this holder, and is found there.
                 self._committer.note_down(error, writing=True)
                 await asyncio.sleep(RETRY_S)
                 continue
+            finally:
+                self._room.give(reserved)
             self._committer.note_up(wrote=batch is not None)
             if batch is None:
                 break
-            await self._take(batch, items, asked)
         self._ended = True
         self._changed.ring()
 
@@ -135,20 +186,27 @@ class Feed:
     def _low(self) -> int:
         return self._again_low if self.due else LOW
 
-    async def _claimed(self) -> Batch | None:
+    def _size(self) -> int:
+        """Return how many items to claim: as many as there is room for, one at least."""
+        if not self._largest:
+            return FIRST
+        return max(1, min(BATCH, self._room.left // self._largest))
+
+    async def _claimed(self, size: int) -> Batch | None:
         if self.due:
-            batch = await self._claimed_again()
+            batch = await self._claimed_again(size)
             if batch is not None:
                 return batch
             self.due = False
-        batch = await self._store.claim(self.lane_id, self._holder, size=BATCH, window=self._armed_at_once)
+        batch = await self._store.claim(self.lane_id, self._holder, size=size, window=self._armed_at_once)
         if batch is None:
-            batch = await self._claimed_again()
+            batch = await self._claimed_again(size)
             self.due = batch is not None
         return batch
 
-    async def _claimed_again(self) -> Batch | None:
-        return await self._store.claim_returned(self.lane_id, self._holder, size=self._again, armed=self._repeatable)
+    async def _claimed_again(self, size: int) -> Batch | None:
+        size = min(size, self._again)
+        return await self._store.claim_returned(self.lane_id, self._holder, size=size, armed=self._repeatable)
 
     async def _take(self, batch: Batch, items: Iterable[StoredItem], asked: float) -> None:
         stored = list(items)
@@ -161,7 +219,11 @@ class Feed:
             self._committer.nothing_left(in_hand)
             return
         requests = await self._opened(stored)
-        self._items.extend(Item(one, request, in_hand) for one, request in zip(stored, requests, strict=True))
+        for one, request in zip(stored, requests, strict=True):
+            item = Item(replace(one, sealed=b""), request, in_hand)  # it is open: not in hand twice
+            self._largest = max(self._largest, _octets(item))
+            self._items.append(item)
+            self._room.take(_octets(item))
         self._changed.ring()
 
     def _forget_finished(self) -> None:
@@ -173,6 +235,7 @@ class Feed:
         """Claim no more. A claim that is under way is waited for, and given back with the rest."""
         self._stopped = True
         self._changed.ring()
+        self._room.changed.ring()
 
     async def give_back(self, *, sent_delay_s: float = 0.0) -> None:
         """Return what was not sent, make everything durable, and end the batches. Waits for the store.
@@ -180,9 +243,12 @@ class Feed:
         Args:
             sent_delay_s: for items of which nobody knows whether they were sent (after a defect of ours).
         """
+        items, self._items = self._items, deque()
+        self._room.give(sum(_octets(item) for item in items))
         self.drop_lost()
-        while self._items:
-            item = self._items.popleft()
+        for item in items:
+            if item.batch.lost:
+                continue
             # Below what was asked for: the next commit, or one that is under way, makes it the mark.
             if item.stored.position < item.batch.wanted:
                 one = item.stored
@@ -195,6 +261,11 @@ class Feed:
             self._committer.let_go(number)
         await end_batches(self._store, self._holder, set(self._batches), delay_s=sent_delay_s)
         self._batches.clear()
+
+
+def _octets(item: Item) -> int:
+    """Return about how much memory a request takes."""
+    return SMALLEST + (len(item.request.body) if item.request is not None else 0)
 
 
 async def end_batches(store: Store, holder: str, numbers: set[int], *, delay_s: float) -> None:

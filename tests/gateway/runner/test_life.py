@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,12 +161,13 @@ async def test_a_defect_ends_one_lane_for_a_while_and_nothing_else(tmp_path: Pat
         bad = await submit(mass, 100)
         await until(mass, bad, lambda one: one.counts.done >= 10)
         (lane,) = mass.runner.lanes().values()
-        lane.feed.put_back("no item at all")  # type: ignore[arg-type]  # what no test can foresee
+        lane.feed.put_back(SimpleNamespace(request=None))  # type: ignore[arg-type]  # what no test can foresee
         good = await submit(mass, 20, WRITES)
         await until(mass, good, RunState.COMPLETED)
         clock.skip(seconds=61)
         done = await until(mass, bad, RunState.COMPLETED)
         assert b"store_up" in await _metrics(run)
+        assert mass.runner._executor._room.taken == 0
     assert done.counts.done == 100
     events = [json.loads(line)["event"] for line in run.log.read_text().splitlines()]
     assert events.count("defect") == 1
