@@ -1,8 +1,9 @@
 """What mass runs need, put together and opened behind the listeners: the store, the keys, the runner.
 
 Rules that always hold:
-- Nothing here is needed by real-time, nor by bulk that is not stored: both go on while the store is not there. It is
-  opened once the listeners are, and imported then; until it answers, it is tried again.
+- Nothing here is needed by real-time. Bulk begins once it was read what persons hold; where slots are in memory, bulk
+  that is not stored goes on from then on, whatever the store does. The store is opened once the listeners are, and
+  imported then; until it answers, it is tried again.
 - `store`, `keys` and `runner` are there together or not at all; who needs them asks each time (`opened`).
 - Stopping: the runner ends in order, then the store is let go of.
 
@@ -160,7 +161,7 @@ class MassRuns:
             await runner.interruptions.look()
         except Exception as error:  # noqa: BLE001  # the runner looks again every second, and tells what is wrong
             self._log.info("holds not read yet", why=type(error).__name__)
-        finally:
+        if runner.interruptions.is_known:
             self._slots.standing_is_known()
 
     async def _execute(self, runner: "Runner") -> None:
@@ -183,8 +184,10 @@ class MassRuns:
                     self._on_defect(error)
                 if what != told:
                     told = what
-                    self._log.error("store cannot be opened", what=what, remedy="Runs wait; it is tried again.")
-                self._slots.no_store_yet()  # bulk that is not stored goes on, where its slots are in memory
+                    self._log.error(
+                        "store cannot be opened", what=what, remedy="Runs and bulk wait; it is tried again."
+                    )
+                self._slots.no_store_yet()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return None

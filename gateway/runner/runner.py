@@ -193,9 +193,12 @@ class Runner:
 
     async def _second(self) -> None:
         was_known = self.interruptions.is_known
-        await self.interruptions.look()
-        if not was_known:
-            self.wake()
+        try:
+            await self.interruptions.look()
+        finally:
+            if self.interruptions.is_known and not was_known:
+                self._slots.standing_is_known()
+                self.wake()
         await self.client_runs.write()
         if self._committer.has_nothing_to_try_with:  # nobody else would find out that it can be written again
             await self._store.note(GATEWAY, "store up", "store", "it could not be written for a while")

@@ -76,9 +76,8 @@ class Slots:
         self._count = InProgress()
         self._office_hours_starts = 0
         self._pacers = Pacers(layout)
-        self._standing_known = asyncio.Event()
-        if standing_known:
-            self._standing_known.set()
+        self._standing_known = standing_known
+        self._standing_told = asyncio.Event()
         for sources, until in occupied:
             self._occupy(sources, until)
 
@@ -107,8 +106,8 @@ class Slots:
         Raises:
             RefusedError: the call was turned away; nothing was sent.
         """
-        if not observe and not self._standing_known.is_set():
-            await self._until_standing_is_known()
+        if not (observe or stored or self._standing_known):  # whoever sends stored items has read it
+            await self._until_standing_is_known(sources)
         ticket = Ticket(next(self._tickets))
         guard = self._observing_guard() if observe else partial(self._may_start, ticket, sources)
         slot = Slot(ticket, sources, self.pools_of(sources), guard, max(hold_s, self._terms.hold_s))
@@ -143,10 +142,12 @@ class Slots:
         pools = self.pools_of(sources)
         return self._line.obstacle(sources, pools) or (self._keeper.reason(pools) if self._keeper is not None else None)
 
-    async def _until_standing_is_known(self) -> None:
-        with suppress(TimeoutError):  # calls go on without a store
+    async def _until_standing_is_known(self, sources: frozenset[str]) -> None:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._terms.queue_time):
-                await self._standing_known.wait()
+                await self._standing_told.wait()
+        if not self._standing_known and not self._stopping:
+            raise self._obstacles.refusal(sources) or RefusedError(Reason.STORE_UNAVAILABLE)
 
     async def _admit(self, slot: Slot, owner: str, *, stored: bool, again: Slot | None) -> None:
         if self._stopping:
@@ -241,12 +242,13 @@ class Slots:
         self._line.adopt_standing(standing)
 
     def standing_is_known(self) -> None:
-        """What persons hold was read, or cannot be: nobody waits for it any longer."""
-        self._standing_known.set()
+        """What persons hold was read once."""
+        self._standing_known = True
+        self._standing_told.set()
 
     def no_store_yet(self) -> None:
-        """The store could not be opened: bulk waits for nothing that it says, and where slots are rows, is told so."""
-        self.standing_is_known()
+        """The store could not be opened, so nobody knows what persons hold: bulk is told so at once."""
+        self._standing_told.set()
         if self._keeper is not None:
             self._keeper.store_up = False
 
@@ -325,7 +327,7 @@ class Slots:
     def stop(self) -> None:
         """Admit no more, and refuse everybody who waits. Calls in progress go on."""
         self._stopping = True
-        self.standing_is_known()
+        self._standing_told.set()
         self._line.waiters.refuse(Reason.SHUTTING_DOWN, everybody=True)
 
     def close(self) -> None:

@@ -29,12 +29,3 @@ async def test_a_call_right_after_a_restart_meets_the_hold_that_was_there_before
                     await asyncio.sleep(0.01)
             assert (await run.ask(CALL)).startswith(b"HTTP/1.1 200")
     assert stand_in.counts.calls.total() == 1
-
-
-async def test_a_store_that_cannot_be_opened_holds_calls_up_for_a_moment_only(tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "store.sqlite").mkdir()  # nothing that can be opened
-    async with standing_in() as stand_in, patient(tmp_path, stand_in.url) as run:
-        async with asyncio.timeout(5):
-            assert (await run.ask(CALL)).startswith(b"HTTP/1.1 200")
-        assert run.gateway.mass.opened is None

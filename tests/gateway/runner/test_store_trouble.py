@@ -150,6 +150,48 @@ async def test_a_store_that_is_not_there_at_start_stops_no_call(tmp_path: Path) 
         await until(mass, record, RunState.COMPLETED)
 
 
+def changed(folder: Path, statement: str) -> None:
+    """Change the schema behind the store's back."""
+    with closing(sqlite3.connect(folder / "state" / "store.sqlite")) as other:
+        other.execute(statement)
+        other.commit()
+
+
+async def test_bulk_waits_until_it_is_known_what_persons_hold_and_real_time_does_not(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    bulk, real_time = post("/bulk/x", envelope()), post("/x", envelope())
+    queue = "bulk: {refusal_delay: 0s, queue_time: 3s}\n"
+    async with standing_in() as stand_in:
+        async with gateway_over(tmp_path, stand_in.url, clock=clock) as run:
+            await (await opened(run)).store.hold("all", author="anna", reason="as agreed")
+        changed(tmp_path, "alter table hold rename to elsewhere")  # reading it fails, whatever the reason
+        async with gateway_over(tmp_path, stand_in.url, clock=clock, clean=False, extra=queue) as run:
+            await opened(run)
+            assert b"store_unavailable" in await run.ask(bulk)
+            assert (await run.ask(real_time)).startswith(b"HTTP/1.1 200")
+            waits = asyncio.ensure_future(run.ask(bulk))
+            await asyncio.sleep(0.1)
+            changed(tmp_path, "alter table elsewhere rename to hold")
+            assert b"held" in await waits
+    assert stand_in.counts.calls.total() == 1
+
+
+async def test_bulk_that_cannot_know_of_holds_is_told_so_at_once_where_the_store_cannot_be_opened(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "store.sqlite").mkdir()
+    async with standing_in() as stand_in, gateway_over(tmp_path, stand_in.url) as run:
+        began = asyncio.get_running_loop().time()
+        assert b"store_unavailable" in await run.ask(post("/bulk/x", envelope()))
+        assert asyncio.get_running_loop().time() - began < 5
+        (tmp_path / "state" / "store.sqlite").rmdir()
+        async with asyncio.timeout(10):
+            while not (await run.ask(post("/bulk/x", envelope()))).startswith(b"HTTP/1.1 200"):
+                await asyncio.sleep(0.05)
+    assert stand_in.counts.calls.total() == 1
+
+
 async def test_where_slots_are_rows_a_start_without_the_database_says_so_to_bulk(tmp_path: Path) -> None:
     """Not that its time in the queue is over: nothing is wrong with the queue."""
     (tmp_path / "url").write_text("postgresql://nobody@127.0.0.1:9/none")

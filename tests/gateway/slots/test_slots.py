@@ -39,11 +39,12 @@ class LoopClock:
 def made(start: str = "2026-11-24T20:00", *, clock: LoopClock | None = None, **given: object) -> Slots:
     pools = layout(SOURCES, Reading.DEFAULT, rates=given.pop("rates", {}), slots=given.pop("slots", {}))
     occupied, cooling = given.pop("occupied", ()), given.pop("cooling_until", None)
+    known = given.pop("standing_known", True)
     terms = Terms(hold_s=60.0, **given)
     clock = clock or LoopClock(start)
     log = EventLog(clock, lambda _line: None)
     calendar = Calendar(BRUSSELS, OFFICE)
-    return Slots(pools, calendar, clock, terms, log, cooling_until=cooling, occupied=occupied)
+    return Slots(pools, calendar, clock, terms, log, cooling_until=cooling, occupied=occupied, standing_known=known)
 
 
 async def call(slots: Slots, seconds: float = 1.0, *, owner: str = "a") -> float:

@@ -34,6 +34,23 @@ async def test_an_item_waits_longer_than_a_caller_would_and_is_refused_by_no_que
     slots.close()
 
 
+async def test_callers_wait_until_it_is_known_what_persons_hold_and_items_come_from_who_has_read_it() -> None:
+    slots = made(queue_time=8.0, standing_known=False)
+    async with asyncio.TaskGroup() as tasks:
+        early = tasks.create_task(refused(slots))
+        await asyncio.sleep(5)
+        late = tasks.create_task(refused(slots))
+        await asyncio.sleep(4)
+        assert early.done()  # its time was over; the other's is not
+        assert not late.done()
+        slots.no_store_yet()
+        assert round(await item(slots)) == 9  # and no reason to go back
+    assert early.result().reason is late.result().reason is Reason.STORE_UNAVAILABLE
+    slots.standing_is_known()
+    assert round(await call(slots)) == 10
+    slots.close()
+
+
 async def test_items_that_wait_are_no_callers_in_the_statistics() -> None:
     slots = made()
     async with asyncio.TaskGroup() as tasks:
