@@ -30,13 +30,15 @@ from gateway.runner.recovering import Recovery
 from gateway.runner.sending import Site
 from gateway.sealing import KeyRing
 from gateway.slots import Slots
-from gateway.store.interface import StateError, Store, StoreError
+from gateway.store.interface import DelayedError, StateError, Store, StoreError
 from policies.leases import Times
 from policies.model import ALL_SOURCES, Clock, RunKind, RunState, Standing, StoreDownError
 
 FIGURES_EVERY_S = 2.0
 REST_EVERY_S = 30.0
 PURGE_EVERY_S = 3600.0
+PURGE_AGAIN_S = 60.0
+"""After a purge that another program was in the way of; doubled each time, up to the hour."""
 STOPPED_RENEWALS = 3
 """A store that was down for so many R or longer has stopped bulk: an interruption. Shorter ones are bridged by leases
 and by work in hand."""
@@ -102,6 +104,7 @@ class Runner:
         )
         self.figures = Figures(clock, lambda: self._site.configuration.calendar, lambda: not self.is_down)
         self._was_steered = asyncio.Event()
+        self._purge_in_s = 0.0  #: after how long a delayed purge is tried again; 0: none was delayed
         self.client_runs = ClientRuns(store, clock, log, self._reject_terms)
 
     # What others ask of it.
@@ -170,13 +173,15 @@ class Runner:
         self._executor.stop()
 
     async def _every(
-        self, seconds: float, deed: Callable[[], Awaitable[None]], *, early: asyncio.Event | None = None
+        self, seconds: float, deed: Callable[[], Awaitable[float | None]], *, early: asyncio.Event | None = None
     ) -> None:
+        """Do it for ever, after so many seconds again, or after as many as it says."""
         early = early or asyncio.Event()
         while True:
             early.clear()
+            again_s: float | None = None
             try:
-                await deed()
+                again_s = await deed()
             except StoreDownError as error:
                 self._committer.note_down(error, writing=False)
                 await asyncio.sleep(min(seconds, TICK_S))
@@ -186,7 +191,7 @@ class Runner:
             except Exception as error:  # noqa: BLE001  # a defect of one chore must not end the others
                 self._on_defect(error)
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds if again_s is None else again_s):
                     await early.wait()
 
     # What is due.
@@ -233,11 +238,25 @@ class Runner:
                 return
             after = page[-1].id
 
-    async def _purge(self) -> None:
+    async def _purge(self) -> float:
         await self._give_up_uploads()
+        again_s = min(2 * self._purge_in_s or PURGE_AGAIN_S, PURGE_EVERY_S)
+        self._purge_in_s = 0.0
         for record in await self._store.to_purge(self._clock.wall()):
-            await self._store.purge(record.id, author=GATEWAY)
-            self._log.info("run purged", run=record.public_id)
+            try:
+                await self._store.purge(record.id, author=GATEWAY)
+            except DelayedError as error:
+                self._purge_in_s = again_s
+                self._log.warning(
+                    "purge delayed",
+                    run=record.public_id,
+                    what=str(error),
+                    again_in_s=again_s,
+                    remedy="None, unless it goes on for hours: then find what reads the database.",
+                )
+            else:
+                self._log.info("run purged", run=record.public_id)
+        return self._purge_in_s or PURGE_EVERY_S
 
     async def _give_up_uploads(self) -> None:
         oldest = self._clock.wall() - timedelta(seconds=self._site.settings.runs.retention)

@@ -45,6 +45,10 @@ class StateError(StoreError):
     """What was asked does not fit the state of the run or item."""
 
 
+class DelayedError(StoreError):
+    """Another program is in the way, and nothing else suffers from it: to be done later."""
+
+
 class Store(Protocol):
     """Every method raises `policies.model.StoreDownError` when the database cannot be reached or does not answer."""
 
@@ -172,8 +176,11 @@ class Store(Protocol):
         """
 
     async def purge(self, run_id: int, *, author: str) -> RunRecord:
-        """Drop the run's key, items, results and client keys; counts and audit stay. Raises StateError unless the run
-        has ended."""
+        """Drop the run's key, items, results and client keys; counts and audit stay.
+
+        Raises StateError unless the run has ended, and DelayedError when a backup is in the way: the key is out of
+        use by then, and a later purge (`to_purge` still names the run) completes it.
+        """
 
     async def to_purge(self, now: datetime) -> Sequence[RunRecord]:
         """Return ended runs whose retention is over."""

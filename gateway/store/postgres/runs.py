@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncpg
 
 from gateway.records import GATEWAY, RETENTION_S, Counts, NewRun, RunRecord, takes_over
-from gateway.store.interface import StateError, StoreError
+from gateway.store.interface import DelayedError, StateError, StoreError
 from gateway.store.postgres.lines import Side
 from policies.model import RunKind, RunState
 from policies.runs import ENDED, may_change
@@ -205,7 +205,13 @@ class RunsSide(Side):
                     f"set local statement_timeout = '{DROP_S}s'; set local lock_timeout = '{patience}'"
                 )
                 if await connection.fetchval("select to_regclass($1) is not null", table):
-                    await connection.execute(statement)
+                    try:
+                        await connection.execute(statement)
+                    except asyncpg.LockNotAvailableError as error:
+                        raise DelayedError(
+                            "The purge is not over: another program (a backup?) holds the tables. The run's key is "
+                            "gone; the rest is completed by itself when that program has ended."
+                        ) from error
 
 
 async def _make_partitions(connection: asyncpg.Connection, number: int) -> None:

@@ -201,8 +201,13 @@ def purge_slice(tx: Transaction, run_id: int) -> bool:
             gone = tx.db.execute(f"delete from {table} where id in ({some})", (lo, hi, PURGE_SLICE)).rowcount  # noqa: S608 - names
             if gone:
                 return True
-    tx.db.execute("update run set purging = 0 where run_id = ?", (run_id,))
     return False
+
+
+def end_purge(tx: Transaction, run_id: int) -> RunRecord:
+    """Note that nothing of it is left, in the log neither."""
+    tx.db.execute("update run set purging = 0 where run_id = ?", (run_id,))
+    return get(tx, run_id)
 
 
 def audit(tx: Transaction, author: str, action: str, subject: str, detail: str = "") -> None:

@@ -26,11 +26,14 @@ from gateway.records import (
     Settlement,
     StoredItem,
 )
+from gateway.store.interface import DelayedError
 from gateway.store.migrating import Migration, migrations, pending
 from gateway.store.sqlite import controls, loading, results, runs, settling, work
-from gateway.store.sqlite.thread import StoreThread, Transaction, to_us
+from gateway.store.sqlite.thread import BUSY_MS, StoreThread, Transaction, to_us
 from policies.model import Clock, ItemState, RunState
 
+READER_MS = 200
+"""For so long a purge waits for whoever reads the log."""
 SLICES_PER_COPY = 16
 """How often a purge has the log copied back, a few MB at a time, lest one commit does it for all."""
 
@@ -172,7 +175,7 @@ class SqliteStore:
             if slices % SLICES_PER_COPY == 0:
                 await self._thread.ask(_copy_back)
         await self._thread.ask(_empty_log)
-        return await self._thread.read(runs.get, run_id)
+        return await self._thread.write(runs.end_purge, run_id)
 
     async def to_purge(self, now: datetime) -> Sequence[RunRecord]:
         """Return ended runs whose retention is over."""
@@ -256,4 +259,13 @@ def _copy_back(db: sqlite3.Connection) -> None:
 
 def _empty_log(db: sqlite3.Connection) -> None:
     """Copy the write-ahead log back and cut it: a purged key must not live on there."""
-    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.execute(f"PRAGMA busy_timeout = {READER_MS}").fetchall()  # all others wait for this thread
+    try:
+        ((is_read, _, _),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}").fetchall()
+    if is_read:
+        raise DelayedError(
+            "The purge is not over: another program (a backup?) reads the database, so its log still has what was "
+            "purged. It is completed by itself when that program has ended."
+        )

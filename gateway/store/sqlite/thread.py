@@ -29,8 +29,10 @@ T = TypeVar("T")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+BUSY_MS = 2000
+"""For so long another program's lock is waited for."""
 _PRAGMAS = (
-    "busy_timeout = 2000",
+    f"busy_timeout = {BUSY_MS}",
     "journal_mode = WAL",
     "synchronous = FULL",
     "foreign_keys = ON",

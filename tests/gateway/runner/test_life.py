@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +153,32 @@ async def test_a_run_under_another_institutions_key_is_held_for_a_person(tmp_pat
         held = await until(mass, record, RunState.PAUSED)
     assert held.changed_by == GATEWAY
     assert "key" in held.reason
+
+
+async def test_a_purge_that_a_backup_delays_is_no_outage_and_is_tried_again_later_and_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_room, "PURGE_EVERY_S", 3.0)
+    clock = JumpingClock()
+    async with standing_in() as stand_in, patient(tmp_path, stand_in.url, clock=clock) as run:
+        mass = await opened(run)
+        record = await submit(mass, 5)
+        await until(mass, record, RunState.COMPLETED)
+        with closing(sqlite3.connect(tmp_path / "state" / "store.sqlite", isolation_level=None)) as backup:
+            backup.execute("begin")
+            backup.execute("select count(*) from run").fetchall()
+            clock.skip(days=31)
+            monkeypatch.setattr(runner_room, "PURGE_AGAIN_S", 0.2)
+            async with asyncio.timeout(20):
+                while run.log.read_text().count('"event":"purge delayed"') < 3:
+                    await asyncio.sleep(0.05)
+            assert not mass.runner.is_down
+        async with asyncio.timeout(20):
+            while await mass.store.to_purge(clock.wall()):
+                await asyncio.sleep(0.05)
+    lines = [json.loads(line) for line in run.log.read_text().splitlines()]
+    assert [line["again_in_s"] for line in lines if line["event"] == "purge delayed"][:3] == [0.2, 0.4, 0.8]
+    assert "store down" not in {line["event"] for line in lines}
 
 
 async def test_a_defect_ends_one_lane_for_a_while_and_nothing_else(tmp_path: Path, monkeypatch: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.app import SystemClock
 from gateway.records import BatchSighting, RunRecord
-from gateway.store.interface import StateError, Store, StoreError
+from gateway.store.interface import DelayedError, StateError, Store, StoreError
 from gateway.store.migrating import migrations
 from gateway.store.postgres import PostgresStore, open_postgres
 from policies.model import ItemState, LayoutRow, RunKind, RunState, StoreDownError
@@ -251,7 +251,7 @@ class TestPurging:
         try:
             await backup.execute("begin")
             await backup.execute("lock table item, result in access share mode")
-            with pytest.raises(StoreDownError):
+            with pytest.raises(DelayedError, match="backup"):
                 await two[0].purge(run.id, author="anna")
             await settle_all(two[1], await claimed(two[1], lane))
         finally:

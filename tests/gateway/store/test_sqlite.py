@@ -9,14 +9,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from gateway.records import Counts, NewItem
-from gateway.store.interface import StateError, StoreError
+from gateway.store.interface import DelayedError, StateError, StoreError
 from gateway.store.sqlite import SqliteStore, open_sqlite, runs
 from gateway.store.sqlite.thread import StoreThread
 from policies.model import ItemState, RunState, StoreDownError
@@ -275,6 +275,29 @@ async def test_a_caller_who_leaves_does_not_stop_the_store(tmp_path: Path) -> No
                 task.cancel()
         assert all(task.cancelled() for task in leaving)
         assert len(await store.runs()) == 5
+
+
+async def test_a_purge_beside_a_reader_says_so_and_is_not_over_while_the_key_is_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    async with opened(path) as store:
+        await store.migrate()
+        run = await store.create_run(new_run(wrapped_key=b"the key of this run"))
+        await store.add_items(run.id, items(range(50)), received=50)
+        await store.change_state(run.id, RunState.CANCELLED, author="anna", reason="")
+        with closing(sqlite3.connect(path, isolation_level=None)) as backup:
+            backup.execute("begin")
+            backup.execute("select count(*) from run").fetchall()
+            with pytest.raises(DelayedError, match="backup"):
+                await store.purge(run.id, author="anna")
+            purged = await store.run(run.public_id)
+            assert purged is not None
+            assert purged.wrapped_key is None
+            assert [one.id for one in await store.to_purge(JumpingClock().wall())] == [run.id]
+            await store.note("anna", "test", "x")  # nothing else waits for the reader
+        await store.purge(run.id, author="anna")
+        assert await store.to_purge(JumpingClock().wall()) == []
+        log = path.with_name("store.sqlite-wal")
+        assert b"the key of this run" not in path.read_bytes() + log.read_bytes()
 
 
 async def test_a_purge_that_was_broken_off_is_completed(tmp_path: Path) -> None:
