@@ -11,7 +11,7 @@ from gateway.admin.schema import Schema
 
 _PARTS: Mapping[str, Schema] = {
     "run": {"type": "string", "pattern": "^[0-9a-f]{32}$", "description": "The run's id."},
-    "seq": {"type": "integer", "minimum": 0, "description": "The item's number in its run."},
+    "seq": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1, "description": "The item's number in its run."},
     "scope": {"type": "string", "description": "all, or source:NAME.", "example": "source:onss"},
     "source": {"type": "string", "description": "A source's name, or all."},
 }

@@ -52,7 +52,7 @@ _ITEM: Schema = {
     "type": "object",
     "required": ["seq", "key", "state", "status", "code", "meaning"],
     "properties": {
-        "seq": {"type": "integer"},
+        "seq": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
         "key": {"type": "string"},
         "state": {"type": "string"},
         "status": {"type": "integer"},

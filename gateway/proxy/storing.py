@@ -119,7 +119,7 @@ class Storing:
         for _ in range(_TRIES):
             run = await self._run(kept, client, call, settings)
             place = Place(secrets.token_hex(16), run.record.public_id)
-            seq = new_seq(self._now())
+            seq = new_seq(self._now(), run.record.created_at)
             sealed = await _sealed(kept, run, seq, call.request)
             try:
                 await kept.store.add_items(

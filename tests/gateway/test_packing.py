@@ -43,6 +43,17 @@ def test_credentials_are_not_stored() -> None:
     assert storable(fields) == ((b"SOAPAction", b'""'),)
 
 
-def test_sequence_numbers_follow_time() -> None:
-    now = datetime(2026, 11, 24, tzinfo=UTC)
-    assert 0 < new_seq(now) < new_seq(now + timedelta(milliseconds=1)) < 1 << 63
+BEGUN = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+@given(st.timedeltas(timedelta(hours=-23), timedelta(days=90)))
+def test_sequence_numbers_follow_time(after: timedelta) -> None:
+    now = BEGUN + after
+    assert 0 <= new_seq(now, BEGUN) < new_seq(now + timedelta(milliseconds=2), BEGUN)
+
+
+@given(st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)))
+def test_sequence_numbers_are_whole_in_any_reader_of_json_whatever_the_clocks_say(now: datetime) -> None:
+    seq = new_seq(now, BEGUN)
+    assert 0 <= seq < 1 << 53
+    assert int(float(seq)) == seq
