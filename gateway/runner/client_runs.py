@@ -3,15 +3,18 @@
 Rules that always hold:
 - A call is let through only for a run that exists, is client-driven, belongs to the caller and goes on.
 - Counts are gathered in memory and written once a second: what a crash loses is a second of counting, never a call.
+- What was told under a number is told again under the same until the store has answered: it counts each number once.
 - A run that must be held is paused in the store, like any other; its client is refused from then on.
 - What is remembered is bounded: the run least recently used is written and forgotten.
 
 Nothing of a call is stored.
 """
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 from gateway.log import EventLog
 from gateway.records import GATEWAY, RunRecord
@@ -27,13 +30,20 @@ KNOWN_FOR_S = 2.0
 
 
 @dataclass(slots=True)
-class _Driven:
-    record: RunRecord
-    looked_at: float
+class _Counts:
+    number: int = 0  #: under which they are told
     done: int = 0
     rejected: int = 0
     failed: int = 0
     attempts: int = 0
+
+
+@dataclass(slots=True)
+class _Driven:
+    record: RunRecord
+    looked_at: float
+    counts: _Counts = field(default_factory=_Counts)  #: not told yet
+    told: _Counts | None = None  #: told, and not answered
     account: Account = field(default_factory=Account)
     pause_for: str = ""
 
@@ -46,6 +56,8 @@ class ClientRuns:
         self._clock = clock
         self._log = log
         self._terms = terms
+        self._writer = secrets.token_hex(16)
+        self._numbers = count(1)
         self._runs: OrderedDict[str, _Driven] = OrderedDict()
 
     async def begin(self, run_id: str, flow: str) -> Reason | None:
@@ -71,13 +83,13 @@ class ClientRuns:
         driven = self._runs.get(run_id)
         if driven is None:
             return
-        driven.attempts += 1
+        driven.counts.attempts += 1
         if disposition is None:
             return
         if disposition.state in (ItemState.DONE, ItemState.REJECTED, ItemState.FAILED):
-            driven.done += disposition.state is ItemState.DONE
-            driven.rejected += disposition.state is ItemState.REJECTED
-            driven.failed += disposition.state is ItemState.FAILED
+            driven.counts.done += disposition.state is ItemState.DONE
+            driven.counts.rejected += disposition.state is ItemState.REJECTED
+            driven.counts.failed += disposition.state is ItemState.FAILED
             driven.account.count(disposition.state)
         if disposition.holds_run:
             driven.pause_for = f"{disposition.code}: {disposition.meaning}"
@@ -92,22 +104,30 @@ class ClientRuns:
         """
         for run_id, driven in list(self._runs.items()):
             await self._write_one(driven)
-            if len(self._runs) > MOST_RUNS and not driven.attempts:
+            if len(self._runs) > MOST_RUNS and not driven.counts.attempts and driven.told is None:
                 del self._runs[run_id]
 
     async def _write_one(self, driven: _Driven) -> None:
-        done, rejected, failed, attempts = driven.done, driven.rejected, driven.failed, driven.attempts
-        if attempts:
+        for _ in range(2):  # what was told before, and what has gathered since
+            if driven.told is None:
+                if not driven.counts.attempts:
+                    break
+                driven.told, driven.counts = driven.counts, _Counts()
+                driven.told.number = next(self._numbers)
+            told = driven.told
             try:
                 driven.record = await self._store.count(
-                    driven.record.id, done=done, rejected=rejected, failed=failed, attempts=attempts
+                    driven.record.id,
+                    done=told.done,
+                    rejected=told.rejected,
+                    failed=told.failed,
+                    attempts=told.attempts,
+                    by=(self._writer, told.number),
                 )
             except StateError as error:  # it was ended or purged meanwhile: nobody counts it any more
-                self._log.info("calls of a run that is over were not counted", calls=attempts, why=str(error))
-            driven.done -= done
-            driven.rejected -= rejected
-            driven.failed -= failed
-            driven.attempts -= attempts
+                self._log.info("calls of a run that is over were not counted", calls=told.attempts, why=str(error))
+            if driven.told is told:
+                driven.told = None
         if driven.pause_for:
             try:
                 driven.record = await self._store.change_state(

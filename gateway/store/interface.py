@@ -148,8 +148,14 @@ class Store(Protocol):
 
     # Accounting of client-driven runs, of which nothing is stored.
 
-    async def count(self, run_id: int, *, done: int, rejected: int, failed: int, attempts: int) -> RunRecord:
-        """Add to the counts (and the total) of a client-driven run."""
+    async def count(
+        self, run_id: int, *, done: int, rejected: int, failed: int, attempts: int, by: tuple[str, int]
+    ) -> RunRecord:
+        """Add to the counts (and the total) of a client-driven run, once.
+
+        Args:
+            by: who counts, and a number that grows with what it tells; a number that is known adds nothing again.
+        """
 
     # Results.
 

@@ -42,6 +42,11 @@ update run set state = $2, reason = $3, changed_by = $4, changed_at = gateway_no
   purge_after = case when $6 then gateway_now() + $7 * interval '1 second' else purge_after end
 where id = $1 returning {COLUMNS}"""  # noqa: S608 - a constant
 
+_COUNTED = """
+insert into counted (run_id, writer, number) values ($1, $2, $3)
+on conflict (run_id, writer) do update set number = excluded.number where counted.number < excluded.number
+returning number"""
+
 
 class RunsSide(Side):
     """The side of the store that keeps runs."""
@@ -130,8 +135,10 @@ class RunsSide(Side):
             await audit(connection, author, "set priority", run.public_id, f"{run.priority} -> {priority}")
             return await get(connection, run_id)
 
-    async def count(self, run_id: int, *, done: int, rejected: int, failed: int, attempts: int) -> RunRecord:
-        """Add to the counts (and the total) of a client-driven run."""
+    async def count(
+        self, run_id: int, *, done: int, rejected: int, failed: int, attempts: int, by: tuple[str, int]
+    ) -> RunRecord:
+        """Add to the counts (and the total) of a client-driven run, once."""
         if min(done, rejected, failed, attempts) < 0:
             raise StoreError("Counts only grow.")
         async with self._lines.shared.transaction() as connection:
@@ -140,6 +147,8 @@ class RunsSide(Side):
                 raise StateError(
                     f"Run {run.public_id} is not client-driven: its items are counted as they are settled."
                 )
+            if await connection.fetchval(_COUNTED, run_id, *by) is None:
+                return run
             row = await connection.fetchrow(
                 "update run set done = done + $2, rejected = rejected + $3, failed = failed + $4, "  # noqa: S608 - a constant
                 f"total = total + $2 + $3 + $4, attempts = attempts + $5 where id = $1 returning {COLUMNS}",
@@ -169,6 +178,7 @@ class RunsSide(Side):
                     "update run set wrapped_key = null, dictionary = null, purging = true where id = $1", run_id
                 )
                 await connection.execute("delete from batch where run_id = $1", run_id)
+                await connection.execute("delete from counted where run_id = $1", run_id)
                 await audit(connection, author, "purge run", run.public_id)
             part: int = await connection.fetchval("select part from run where id = $1", run_id)
             found = await connection.fetch("select id from lane where run_id = $1 order by id", run_id)

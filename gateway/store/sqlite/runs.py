@@ -148,13 +148,22 @@ def set_priority(tx: Transaction, run_id: int, priority: int, author: str) -> Ru
     return get(tx, run_id)
 
 
-def count(tx: Transaction, run_id: int, done: int, rejected: int, failed: int, attempts: int) -> RunRecord:
-    """Add to the counts of a client-driven run."""
+_COUNTED = """
+insert into counted (run_id, writer, number) values (?, ?, ?)
+on conflict (run_id, writer) do update set number = excluded.number where counted.number < excluded.number"""
+
+
+def count(
+    tx: Transaction, run_id: int, done: int, rejected: int, failed: int, attempts: int, by: tuple[str, int]
+) -> RunRecord:
+    """Add to the counts of a client-driven run, unless that has been done."""
     run = get(tx, run_id)
     if run.kind is not RunKind.CLIENT:
         raise StateError(f"Run {run.public_id} is not client-driven: its items are counted as they are settled.")
     if min(done, rejected, failed, attempts) < 0:
         raise StoreError("Counts only grow.")
+    if not tx.db.execute(_COUNTED, (run_id, *by)).rowcount:
+        return run
     tx.db.execute(
         "update run set done = done + ?, rejected = rejected + ?, failed = failed + ?, total = total + ?, "
         "attempts = attempts + ? where run_id = ?",
@@ -182,6 +191,7 @@ def begin_purge(tx: Transaction, run_id: int, author: str) -> None:
         return  # purged, or begun: then what follows completes it
     tx.db.execute("update run set wrapped_key = null, dictionary = null, purging = 1 where run_id = ?", (run_id,))
     tx.db.execute("delete from batch where run_id = ?", (run_id,))
+    tx.db.execute("delete from counted where run_id = ?", (run_id,))
     audit(tx, author, "purge run", run.public_id)
 
 

@@ -139,9 +139,11 @@ class SqliteStore:
         """Say that this process has nothing of the run in hand."""
         return await self._thread.write(work.rest, run_id, may_complete)
 
-    async def count(self, run_id: int, *, done: int, rejected: int, failed: int, attempts: int) -> RunRecord:
-        """Add to the counts of a client-driven run."""
-        return await self._thread.write(runs.count, run_id, done, rejected, failed, attempts)
+    async def count(
+        self, run_id: int, *, done: int, rejected: int, failed: int, attempts: int, by: tuple[str, int]
+    ) -> RunRecord:
+        """Add to the counts of a client-driven run, once."""
+        return await self._thread.write(runs.count, run_id, done, rejected, failed, attempts, by)
 
     # Results.
 

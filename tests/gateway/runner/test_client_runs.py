@@ -1,12 +1,15 @@
 """Runs that clients drive by themselves: let through, counted, held."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.log import EventLog
 from gateway.mass import Opened
 from gateway.records import RunRecord
+from gateway.runner.client_runs import ClientRuns
 from policies.model import ItemState, Reason, RunKind, RunState
 from policies.recovery import Disposition
 from policies.statuses import Kind
@@ -59,6 +62,26 @@ async def test_calls_are_counted_once_what_will_be_repeated_is_not_settled(tmp_p
     assert (counted.counts.done, counted.counts.rejected, counted.counts.failed) == (2, 1, 0)
     assert counted.attempts == 5
     assert counted.total == 3
+
+
+async def test_calls_are_counted_once_though_the_answer_to_their_counting_was_lost(tmp_path: Path) -> None:
+    async with gateway_over(tmp_path, NOWHERE) as run:
+        mass = await opened(run)
+        runs = ClientRuns(mass.store, run.clock, EventLog(run.clock, lambda _line: None), mass.runner._reject_terms)
+        record = await driven(mass)
+        assert await runs.begin(record.public_id, "mutuality") is None
+        for number in range(3):
+            runs.ended(record.public_id, DONE)
+            lost = asyncio.create_task(runs.write())
+            await asyncio.sleep(0)  # the store has been asked, and carries it out
+            lost.cancel()
+            await asyncio.wait([lost])
+            runs.ended(record.public_id, REJECTED)
+            if number:
+                await runs.write()
+        counted = await mass.store.run(record.public_id)
+    assert counted is not None
+    assert (counted.counts.done, counted.counts.rejected, counted.attempts, counted.total) == (3, 3, 6, 6)
 
 
 @pytest.mark.parametrize("how", [(STOPPED,), (REJECTED,) * 3 + (DONE,) * 7], ids=["not allowed", "rejects"])

@@ -304,14 +304,20 @@ async def test_what_does_not_exist_is_an_error(store: Store) -> None:
 
 async def test_a_client_driven_run_is_counted(store: Store) -> None:
     run = await store.create_run(new_run(kind=RunKind.CLIENT))
-    await store.count(run.id, done=3, rejected=1, failed=0, attempts=5)
-    run = await store.count(run.id, done=1, rejected=0, failed=2, attempts=4)
+    await store.count(run.id, done=3, rejected=1, failed=0, attempts=5, by=("here", 1))
+    await store.count(run.id, done=1, rejected=0, failed=2, attempts=4, by=("here", 2))
+    for known in (("here", 2), ("here", 1)):  # an answer was lost
+        run = await store.count(run.id, done=1, rejected=0, failed=2, attempts=4, by=known)
     assert (run.counts, run.total, run.attempts, run.waiting) == (Counts(4, 1, 2, 0), 7, 9, 0)
     with pytest.raises(StoreError):
-        await store.count(run.id, done=-1, rejected=0, failed=0, attempts=0)
+        await store.count(run.id, done=-1, rejected=0, failed=0, attempts=0, by=("here", 3))
     other = await store.create_run(new_run())
     with pytest.raises(StateError):
-        await store.count(other.id, done=1, rejected=0, failed=0, attempts=1)
+        await store.count(other.id, done=1, rejected=0, failed=0, attempts=1, by=("here", 4))
+    run = await store.count(run.id, done=1, rejected=0, failed=0, attempts=1, by=("there", 1))  # another gateway
+    assert (run.counts, run.attempts) == (Counts(5, 1, 2, 0), 10)
+    await store.change_state(run.id, RunState.CANCELLED, author="anna", reason="")
+    await store.purge(run.id, author="anna")
 
 
 # Purge.
