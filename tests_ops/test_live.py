@@ -188,7 +188,7 @@ def layout_conflict(world: World) -> None:
 def run_paused(world: World) -> None:
     gateway = world.gateways["running"]
     run = gateway.submit("Dolsis2011Service/v1", "findEmployersByWorkerRequest", 50)
-    world.fires("BcssGatewayRunPaused", instance=gateway.instance)
+    world.fires("BcssGatewayRunPaused")
     assert "MSG00013" in gateway.runs("runs", "show", run)
     gateway.runs("runs", "cancel", run, "--reason", "seen")
     eventually("it is over", lambda: not world.firing(alertname="BcssGatewayRunPaused"))
@@ -197,7 +197,7 @@ def run_paused(world: World) -> None:
 def items_in_doubt(world: World) -> None:
     gateway = world.gateways["running"]
     run = gateway.submit("ECarmedService/v1", "openCarmedRequest", 2)
-    world.fires("BcssGatewayItemsInDoubt", instance=gateway.instance)
+    world.fires("BcssGatewayItemsInDoubt")
     eventually("both are in doubt", lambda: "2 in doubt" in gateway.runs("runs", "show", run))
     assert not world.firing(alertname="BcssGatewayRunPaused")
     gateway.runs("runs", "decide", run, "0", "accept", "--reason", "the source has it")
@@ -209,7 +209,7 @@ def items_in_doubt(world: World) -> None:
 def interrupted(world: World) -> None:
     gateway = world.gateways["running"]
     run = gateway.submit("UnemploymentDataService/v3", "consultRightsRequest", 50)
-    world.fires("BcssGatewayInterrupted", instance=gateway.instance, source="onem")
+    world.fires("BcssGatewayInterrupted", source="onem")
     assert not world.firing(alertname="BcssGatewayInterrupted", source="inasti")
     gateway.runs("runs", "cancel", run, "--reason", "seen")
     eventually("it is over", lambda: not world.firing(alertname="BcssGatewayInterrupted"))
@@ -219,7 +219,7 @@ def run_stalled(world: World) -> None:
     gateway = world.gateways["running"]
     gateway.runs("hold", "add", "cin", "--reason", "to see")
     run = gateway.submit("HealthCareInsuranceService/v1", "consultMAFRequest", 5)
-    world.fires("BcssGatewayRunStalled", instance=gateway.instance, run=run)
+    world.fires("BcssGatewayRunStalled", run=run)
     gateway.runs("hold", "remove", "cin")
     eventually("the run has ended", lambda: "completed" in gateway.runs("runs", "show", run))
     eventually("it is over", lambda: not world.firing(alertname="BcssGatewayRunStalled", run=run))
@@ -228,7 +228,7 @@ def run_stalled(world: World) -> None:
 def run_late(world: World) -> None:
     gateway = world.gateways["running"]
     run = gateway.submit("SelfEmployedService/v2", "consultCareerRequest", 20_000)
-    world.fires("BcssGatewayRunLate", instance=gateway.instance, run=run)
+    world.fires("BcssGatewayRunLate", run=run)
 
 
 PROVOKED: dict[str, Callable[[World], None]] = {
