@@ -268,6 +268,7 @@ class Controls:
     """What stands against bulk, for all replicas."""
 
     revision: int  #: grows with every change of holds and interruptions
+    now: datetime = field(compare=False)  #: by the store's clock
     holds: Sequence[Hold] = ()
     interruptions: Sequence[InterruptionRecord] = ()
 

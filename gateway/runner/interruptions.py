@@ -8,14 +8,17 @@ Rules that always hold:
   soon as it answers, and all replicas follow.
 - A cool-down is turned into a time of the boot clock once, when it is first seen, and then only shortened by a person:
   a step of the store's clock or of the host's changes nothing. A ramp is only ever begun again later.
+- Where the store's clock is ahead of the host's, it has jumped for all that is known: by so much less time has passed,
+  so that who starts then does not end a cool-down that others wait for.
 - A hold is a person's: nothing here ends one.
 - While the store does not answer, what stood stands.
 
-Never reads the wall clock; counts of slots and bursts are decided in `policies.recovery`.
+Reads the wall clock for that alone; counts of slots and bursts are decided in `policies.recovery`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from gateway.log import EventLog
 from gateway.metrics import Reading
@@ -38,6 +41,14 @@ class Interruption:
     cool_until: float  #: boot clock
     ramp_from: float  #: boot clock: when the ramp began, or will begin
     skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """When the store was asked, by both clocks."""
+
+    boot: float
+    wall: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +150,7 @@ class Interruptions:
         """
         try:
             await self._tell_store()
-            asked = self._clock.boot()
+            asked = self._asked()
             controls = await self._store.controls()
         except StoreDownError:
             self._tell_admission()  # ramps go on growing
@@ -148,7 +159,7 @@ class Interruptions:
         self._tell_admission()
         self.is_known = True
         for source, over in self._over().items():
-            asked = self._clock.boot()
+            asked = self._asked()
             controls = await self._store.end_interruption(
                 source, author=GATEWAY, reason="the ramp has reached the cap", skip=False
             )
@@ -177,7 +188,11 @@ class Interruptions:
                 self._log.info("ramp over already", source=source)
             self._to_restart.discard(source)
 
-    def _read(self, controls: Controls, asked: float) -> None:
+    def _asked(self) -> _Asked:
+        return _Asked(self._clock.boot(), self._clock.wall())
+
+    def _read(self, controls: Controls, asked: _Asked) -> None:
+        ahead_s = max(0.0, (controls.now - asked.wall).total_seconds())
         self._held = frozenset(
             ALL_SOURCES if hold.scope == ALL_SOURCES else hold.scope.removeprefix(_HELD) for hold in controls.holds
         )
@@ -192,9 +207,9 @@ class Interruptions:
                 continue
             followed = self._followed.get(source)
             if followed is None or (followed.number and followed.number != record.number):
-                self._followed[source] = _followed_from(record, asked)
+                self._followed[source] = _followed_from(record, asked.boot, ahead_s)
             elif changed:
-                _follow(followed, record, asked)
+                _follow(followed, record, asked.boot)
 
     def _over(self) -> Mapping[str, Interruption]:
         now = self._clock.boot()
@@ -247,13 +262,12 @@ class Interruptions:
         return {source: until - now for source, until in self._standing.cooling_until.items() if until > now}
 
 
-def _followed_from(record: InterruptionRecord, asked: float) -> Interruption:
-    """Turn a record into times of the boot clock, once."""
+def _followed_from(record: InterruptionRecord, asked: float, ahead_s: float) -> Interruption:
+    """Turn a record into times of the boot clock, once; `ahead_s`: so far the store's clock is ahead of the host's."""
     skipped = bool(record.skipped_by)
-    left = 0.0 if skipped or record.ramp_s > 0 else max(0.0, record.cool_s - max(0.0, record.since_s))
-    left = min(left, record.cool_s)
+    left = 0.0 if skipped else max(0.0, record.cool_s - max(0.0, record.since_s - ahead_s))
     cool_until = asked + left
-    ramp_from = asked - record.ramp_s if record.ramp_s > 0 else cool_until
+    ramp_from = cool_until if left else asked - max(0.0, record.ramp_s - ahead_s)
     return Interruption(record.number, cool_until, ramp_from, skipped)
 
 

@@ -153,10 +153,12 @@ async def _find(connection: asyncpg.Connection, source: str) -> asyncpg.Record |
 
 
 async def _controls(connection: asyncpg.Connection) -> Controls:
-    revision = await connection.fetchval("select revision from control")
+    row = await connection.fetchrow("select revision, gateway_now() from control")
+    assert row is not None  # it was made with the schema
     holds = await connection.fetch("select scope, author, reason, since from hold order by scope")
     interruptions = await connection.fetch(f"{_RECORDS} order by source")
-    return Controls(revision, tuple(Hold(*row) for row in holds), tuple(_record(row) for row in interruptions))
+    stops = tuple(_record(one) for one in interruptions)
+    return Controls(row["revision"], row["gateway_now"], tuple(Hold(*one) for one in holds), stops)
 
 
 def _record(row: asyncpg.Record) -> InterruptionRecord:

@@ -24,6 +24,7 @@ def controls(tx: Transaction) -> Controls:
     holds = tx.db.execute("select scope, author, reason, since from hold order by scope")
     return Controls(
         revision,
+        to_instant(tx.now),
         tuple(Hold(scope, author, reason, to_instant(since)) for scope, author, reason, since in holds),
         tuple(_record(tx, row) for row in tx.db.execute(f"{_INTERRUPTION} order by source")),
     )

@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from gateway.log import EventLog
 from gateway.runner.interruptions import Interruptions, Terms
+from gateway.store.interface import Store
 from gateway.store.sqlite import SqliteStore, open_sqlite
 from policies.model import ALL_SOURCES, UNCLASSIFIED, Standing
 from tests.conftest import JumpingClock
+from tests.gateway.store import conftest as stores
+from tests.gateway.store.postgres_server import emptied_database
 
+postgres_url = stores.postgres_url
 TERMS = Terms(cool_down=300.0, ramp_step=60.0, burst_faults=5, burst_calls=20, burst_time=60.0)
 
 
@@ -39,7 +43,7 @@ async def store(tmp_path: Path, clock: SteppingClock) -> AsyncIterator[SqliteSto
 class Followed:
     """One process that follows interruptions."""
 
-    def __init__(self, store: SqliteStore, clock: SteppingClock) -> None:
+    def __init__(self, store: Store, clock: SteppingClock) -> None:
         self.standing = Standing()
         self.lines: list[str] = []
         log = EventLog(clock, self.lines.append)
@@ -64,6 +68,44 @@ async def test_a_cool_down_lasts_as_long_whatever_the_clocks_are_set_to(
     await one.room.look()
     assert one.room.cooling == {}
     assert one.standing.at_most == {"onss": 1}
+
+
+async def test_who_starts_after_the_database_s_clock_jumped_does_not_end_a_cool_down(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    clock = SteppingClock(datetime.now(UTC))
+    async with emptied_database(postgres_url) as url, stores.postgres(url, tmp_path) as kept:
+        one = Followed(kept.store, clock)
+        one.room.interrupt("onss", "test", 300.0)
+        await one.room.look()
+        clock.skip(seconds=100)
+        await kept.skip(100)
+        await kept.skip(3700)  # of which 3600 nobody has lived
+        jumped = Followed(kept.store, clock)
+        await jumped.room.look()
+        assert jumped.room.cooling["onss"] == pytest.approx(200, abs=2)
+        clock.skip(seconds=203)
+        await jumped.room.look()
+        assert jumped.room.cooling == {}
+        assert jumped.standing.at_most == {"onss": 1}  # and the ramp begins at its begin
+        clock.skip(seconds=125)
+        again = Followed(kept.store, clock)
+        await again.room.look()
+        assert again.standing.at_most["onss"] == 3
+
+
+async def test_who_starts_long_after_a_cool_down_does_not_begin_it_anew(tmp_path: Path, postgres_url: str) -> None:
+    clock = SteppingClock(datetime.now(UTC))
+    async with emptied_database(postgres_url) as url, stores.postgres(url, tmp_path) as kept:
+        one = Followed(kept.store, clock)
+        one.room.interrupt("onss", "test", 300.0)
+        await one.room.look()
+        clock.skip(seconds=330)
+        await kept.skip(330)
+        later = Followed(kept.store, clock)
+        await later.room.look()
+        assert later.room.cooling == {}
+        assert later.standing.at_most == {"onss": 1}
 
 
 async def test_another_process_follows_and_both_ramp_alike(store: SqliteStore, clock: SteppingClock) -> None:
