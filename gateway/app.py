@@ -14,7 +14,7 @@ import asyncio
 import ssl
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -277,8 +277,8 @@ class Gateway:
         self._listeners.append(listener)
         return listener
 
-    async def _handle(self, inbound: Inbound, *, number: int) -> bool:
-        return await self.proxy.handle(inbound, self._settings.listeners[number])
+    def _handle(self, inbound: Inbound, *, number: int) -> Awaitable[bool]:
+        return self.proxy.handle(inbound, self._settings.listeners[number])
 
     def _malformed(self, status: int, what: str) -> bytes:
         self.metrics.malformed.inc()

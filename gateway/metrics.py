@@ -13,10 +13,11 @@ Nothing here decides, and nothing here is read back by a decision.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.counting import Count, Counts, Spread, Spreads
 from policies.model import UNCLASSIFIED, Reason, TrafficClass
 from policies.statuses import Kind
 
@@ -67,20 +68,20 @@ class CallMeters:
 
     __slots__ = ("outcomes", "upstream_seconds")
 
-    def __init__(self, outcomes: Mapping[str, Counter], upstream_seconds: Histogram) -> None:
+    def __init__(self, outcomes: Mapping[str, Count], upstream_seconds: Spread) -> None:
         self.outcomes = outcomes
         self.upstream_seconds = upstream_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class _Families:
-    requests: Counter
-    refusals: Counter
-    upstream: Histogram
-    faults: Counter
-    wait: Histogram
-    suspected: Counter
-    business: Counter
+    requests: Counts
+    refusals: Counts
+    upstream: Spreads
+    faults: Counts
+    wait: Spreads
+    suspected: Counts
+    business: Counts
 
 
 class Metrics:
@@ -120,12 +121,12 @@ class Metrics:
             "business_status", "Answers to bulk calls by what they say of themselves.", "source", "kind"
         )
         self._families = _Families(requests, refusals, upstream, faults, wait, suspected, business)
-        self._business: dict[tuple[str, str], Counter] = {}
+        self._business: dict[tuple[str, str], Count] = {}
         self._calls: dict[tuple[str, TrafficClass], CallMeters] = {}
-        self._refusals: dict[tuple[str, TrafficClass, Reason], Counter] = {}
-        self._faults: dict[tuple[str, str], Counter] = {}
-        self.suspected: dict[str, Counter] = {}
-        self.slot_wait_seconds: dict[str, Histogram] = {}
+        self._refusals: dict[tuple[str, TrafficClass, Reason], Count] = {}
+        self._faults: dict[tuple[str, str], Count] = {}
+        self.suspected: dict[str, Count] = {}
+        self.slot_wait_seconds: dict[str, Spread] = {}
         self.added_seconds = {traffic: added.labels(traffic) for traffic in TrafficClass}
         self.extend(labels=labels, pools=pools)
         unclassified = self._counter("unclassified", "Calls whose sources are not known.", "class")
@@ -137,13 +138,13 @@ class Metrics:
             self.would_refuse.labels(reason)
         self.mismatches = self._counter(
             "classification_mismatches", "Calls whose path or SOAPAction contradicts their body."
-        )
+        ).labels()
         self.connections_refused = self._counter(
             "connections_refused", "Connections closed at once because too many were open."
-        )
+        ).labels()
         self.malformed = self._counter(
             "malformed_requests", "Requests that could not be read as HTTP, answered with 4xx, or 500 after a defect."
-        )
+        ).labels()
         self._live = _Live()
         registry.register(self._live)
         build = Gauge("bcss_gateway_build_info", "The running version; always 1.", ["version"], registry=registry)
@@ -196,8 +197,12 @@ class Metrics:
         """Return everything in Prometheus' text format, with what `take` has read. May run in a thread."""
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(f"bcss_gateway_{name}", documentation, labels, registry=self._registry)
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counts:
+        family = Counts(f"bcss_gateway_{name}", documentation, labels)
+        self._registry.register(family)
+        return family
 
-    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"bcss_gateway_{name}", documentation, labels, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Spreads:
+        family = Spreads(f"bcss_gateway_{name}", documentation, buckets, labels)
+        self._registry.register(family)
+        return family

@@ -61,6 +61,7 @@ class Connection(asyncio.BufferedProtocol):
         "_transport",
         "_unread",
         "_writing_paused",
+        "memory",
         "peer",
         "subject",
     )
@@ -83,6 +84,7 @@ class Connection(asyncio.BufferedProtocol):
         self._holds = 0  # reasons why reading pauses
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
+        self.memory: object = None  #: what the handler wants to know again at the next call
         self.peer = ""  #: the client's address
         self.subject = ""  #: the subject of its TLS certificate, verified by the handshake, or empty
 

@@ -25,6 +25,7 @@ from policies.model import UNCLASSIFIED, Clock, Reason, TrafficClass
 
 _PROCESS = secrets.token_hex(6)
 _NUMBERS = count(1)
+_REALTIME = b"X-Gateway-Decision: forwarded; class=realtime; mode=%s"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -58,15 +59,18 @@ class Call:
 def request_id_of(fields: RequestFields) -> str:
     """Return the caller's own identifier (`X-Request-Id`, or the trace of `traceparent`) if it is safe to log, else
     a new one."""
-    if given := safe_id(fields.first(b"x-request-id")):
+    read = fields.read
+    if b"x-request-id" in read and (given := safe_id(fields.first(b"x-request-id"))):
         return given
-    if trace := _TRACEPARENT.fullmatch(fields.first(b"traceparent")):
+    if b"traceparent" in read and (trace := _TRACEPARENT.fullmatch(fields.first(b"traceparent"))):
         return trace[1]
     return f"{_PROCESS}-{next(_NUMBERS):x}"
 
 
 def decision_field(call: Call, mode: str) -> bytes:
     """Write the `X-Gateway-Decision` line of a forwarded call (design section 4, 6)."""
+    if call.traffic is TrafficClass.REALTIME and call.would_refuse is None:
+        return _REALTIME % mode.encode("ascii")
     parts = ["forwarded", f"class={call.traffic}"]
     if call.traffic is TrafficClass.BULK:
         parts += [f"source={call.label}", f"pool={'+'.join(call.pools)}", f"wait={call.waited:.3f}"]

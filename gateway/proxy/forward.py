@@ -39,7 +39,7 @@ from gateway.proxy.wire import (
     is_description,
     origin_form,
     path_of,
-    request_fields,
+    request_fields_of,
     unsound,
     untag,
 )
@@ -143,7 +143,8 @@ class Proxy:
         site = self._site
         target, tagged = untag(target)
         route = site.routes.of(target)
-        fields = request_fields(inbound.headers, site.authorities[route.upstream] if route else None)
+        authority = site.authorities[route.upstream] if route else None
+        fields = request_fields_of(inbound.connection, inbound.headers, authority)
         call.request_id = request_id_of(fields)
         if (status_and_why := _not_forwarded(inbound, fields, route)) is not None or route is None:
             call.status, why = status_and_why or (404, "")
@@ -153,7 +154,7 @@ class Proxy:
         if decision.traffic is TrafficClass.REALTIME and self._counts_as_bulk(site, decision.flow):
             decision = site.classifier.class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
         call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
-        if fields.first(b"expect").lower() == "100-continue":
+        if b"expect" in fields.read and fields.first(b"expect").lower() == "100-continue":
             inbound.invite_body()
         prepared = Prepared(
             site,
@@ -202,7 +203,7 @@ class Proxy:
         if not (inbound.has_body or prepared.fields.chunked):
             if prepared.route.wsdl_address is not None and is_description(inbound.method, inbound.target):
                 prepared.translate = translator(prepared.route, prepared.site.settings.upstreams)
-                prepared.fields.drop(b"accept-encoding")
+                prepared.asked.fields = prepared.fields.without(b"accept-encoding")
             return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None), None)
         if inbound.body_is_here or await inbound.gathered():
             pieces = inbound.take_pieces()

@@ -78,6 +78,7 @@ class Prepared:
             method=inbound.method,
             target=self.target,
             headers=self.fields.forwarded,
+            lines=self.fields.lines,
             body=body,
             stream=stream,
             chunked=self.fields.chunked,

@@ -120,10 +120,13 @@ class Answer:
 def framing(fields: list[tuple[bytes, bytes]]) -> tuple[int | None, bool, str]:
     """Return an answer's Content-Length, whether it has a transfer coding, and what is wrong with them: then it must
     not be relayed (RFC 9112 section 6.3)."""
-    lengths = [value for name, value in fields if name.lower() == b"content-length"]
-    codings = [value.lower() for name, value in fields if name.lower() == b"transfer-encoding"]
+    names = [name.lower() for name, _ in fields]
+    if names.count(b"content-length") == 1 and b"transfer-encoding" not in names:  # most are so
+        return int(fields[names.index(b"content-length")][1]), False, ""
+    lengths = [value for (_, value), name in zip(fields, names, strict=True) if name == b"content-length"]
+    codings = [value.lower() for (_, value), name in zip(fields, names, strict=True) if name == b"transfer-encoding"]
     if len(lengths) > 1 or (lengths and codings):
         return None, bool(codings), "its length is said twice"
     if codings and codings != [b"chunked"]:
         return None, True, "its transfer coding is not chunked"
-    return int(lengths[0]) if lengths else None, bool(codings), ""
+    return None, bool(codings), ""

@@ -38,6 +38,7 @@ class Outbound:
     method: bytes
     target: bytes
     headers: list[tuple[bytes, bytes]]  #: end-to-end fields, in order and case
+    lines: bytes | None = None  #: the same as they go out, where somebody has written them
     body: bytes | None = None
     pieces: list[bytes] | None = None  #: a body as it came, real-time only: joining it would copy it once more
     stream: AsyncIterator[bytes] | None = None
@@ -45,12 +46,11 @@ class Outbound:
 
     def head(self) -> bytes:
         """Write the request line and header."""
-        lines = [b"%s %s HTTP/1.1" % (self.method, self.target)]
-        lines += [b"%s: %s" % field for field in self.headers]
-        if self.chunked:
-            lines.append(b"Transfer-Encoding: chunked")
-        lines.append(b"\r\n")
-        return b"\r\n".join(lines)
+        lines = self.lines
+        if lines is None:
+            lines = b"".join([b"%s: %s\r\n" % field for field in self.headers])
+        framing = b"Transfer-Encoding: chunked\r\n" if self.chunked else b""
+        return b"%s %s HTTP/1.1\r\n%s%s\r\n" % (self.method, self.target, lines, framing)
 
     def framed(self, data: bytes) -> bytes:
         """Frame a piece of the body."""
@@ -82,7 +82,8 @@ class Exchange:
 
     async def __aenter__(self) -> Answer:
         """Send the request; return the answer when its header is there."""
-        connection = await self._free_connection()
+        connection = self._upstream.kept() or await self._free_connection()
+        self._connection = connection
         try:
             return await self._exchange(connection)
         except BaseException:
@@ -99,7 +100,6 @@ class Exchange:
         connection = await self._upstream.connection()
         while connection.closed:  # while this task was being woken: not a byte was written
             connection = await self._upstream.connection()
-        self._connection = connection
         return connection
 
     async def _exchange(self, connection: Connection) -> Answer:

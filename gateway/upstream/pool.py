@@ -104,16 +104,22 @@ class Upstream:
 
     # Connections, for exchanges.
 
+    def kept(self) -> Connection | None:
+        """Return the connection that was kept last, if one is left that nobody uses."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return None
+
     async def connection(self) -> Connection:
         """Return a connection that nobody uses: the one kept last, or a new one.
 
         Raises:
             UnreachableError, TlsError: there is none to be had.
         """
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                return connection
+        if (connection := self.kept()) is not None:
+            return connection
         if len(self._open) + self._dialling >= self.target.connections:
             return await self._next_free()
         return await self._dial()
