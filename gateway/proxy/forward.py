@@ -143,8 +143,7 @@ class Proxy:
         site = self._site
         target, tagged = untag(target)
         route = site.routes.of(target)
-        authority = site.authorities[route.upstream] if route else None
-        fields = request_fields_of(inbound.connection, inbound.headers, authority)
+        fields = request_fields_of(inbound.connection, inbound.headers, site.authority_of(route))
         call.request_id = request_id_of(fields)
         if (status_and_why := _not_forwarded(inbound, fields, route)) is not None or route is None:
             call.status, why = status_and_why or (404, "")

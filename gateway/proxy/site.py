@@ -35,7 +35,7 @@ class Site:
         self.settings = settings = configuration.settings
         self.catalogue = configuration.catalogue
         self.upstreams = upstreams
-        self.authorities = {
+        self._authorities = {
             name: None if upstream.preserve_host else upstream.authority.encode("ascii")
             for name, upstream in settings.upstreams.items()
         }
@@ -45,6 +45,10 @@ class Site:
         self.hearing = hearing
         self.calendar = configuration.calendar
         self.observes_until = _end_of(configuration)
+
+    def authority_of(self, route: Route | None) -> bytes | None:
+        """Return what stands in Host behind a route; None: what the client wrote there."""
+        return self._authorities[route.upstream] if route is not None else None
 
     def opens_at(self, now: datetime) -> datetime | None:
         """Return when bulk opens, if it is closed; None: it is open."""

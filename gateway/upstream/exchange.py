@@ -38,11 +38,11 @@ class Outbound:
     method: bytes
     target: bytes
     headers: list[tuple[bytes, bytes]]  #: end-to-end fields, in order and case
-    lines: bytes | None = None  #: the same as they go out, where somebody has written them
     body: bytes | None = None
     pieces: list[bytes] | None = None  #: a body as it came, real-time only: joining it would copy it once more
     stream: AsyncIterator[bytes] | None = None
     chunked: bool = False  #: the client sent it chunked; else `headers` carry its Content-Length
+    lines: bytes | None = None  #: `headers` as they go out, where somebody has written them
 
     def head(self) -> bytes:
         """Write the request line and header."""

@@ -58,3 +58,23 @@ def test_what_others_know_is_read_at_the_scrape() -> None:
 
 def test_the_version_is_shown() -> None:
     assert values(made(), "bcss_gateway_build_info") == {of("1.2.3"): 1.0}
+
+
+def test_durations_are_counted_up_to_and_with_the_bounds_of_their_buckets() -> None:
+    metrics = made()
+    spread = metrics.call("onss", TrafficClass.BULK).upstream_seconds
+    for seconds in (0.001, 0.005, 0.0051, 7000.0):
+        spread.observe(seconds)
+    name = "bcss_gateway_upstream_seconds"
+    labels = of("onss", "bulk")
+    buckets = {key - labels: value for key, value in values(metrics, f"{name}_bucket").items() if labels <= key}
+    assert (buckets[of("0.005")], buckets[of("0.01")], buckets[of("120.0")], buckets[of("+Inf")]) == (2, 3, 3, 4)
+    assert values(metrics, f"{name}_count")[labels] == 4
+    assert abs(values(metrics, f"{name}_sum")[labels] - 7000.0111) < 1e-6
+
+
+def test_a_child_is_one_and_the_same() -> None:
+    metrics = made()
+    metrics.would_refuse.labels(Reason.HELD).inc()
+    metrics.would_refuse.labels("held").inc()
+    assert values(metrics, "bcss_gateway_would_refuse_total")[of("held")] == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import closed, envelope, gateway_over, post, raw_server
+from tests.conftest import closed, envelope, gateway_over, post, raw_server, whole_answer
 
 ANSWER = (
     b"HTTP/1.1 200 Fine\r\nX-b: 1\r\ncontent-TYPE: text/xml\r\nX-a: 2\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"
@@ -253,3 +253,34 @@ async def test_many_bodies_larger_than_a_header_may_be_pass_on_one_connection(tm
             assert (await asyncio.wait_for(reader.readuntil(b"<ok>"), 5)).startswith(b"HTTP/1.1 200 Fine")
         await closed(writer)
     assert all(request.endswith(body) for request in server.requests)
+
+
+async def test_calls_of_one_connection_share_no_more_than_their_header(tmp_path: Path) -> None:
+    """What is made of a header is remembered on its connection: only the same octets, towards the same Host, are it."""
+    async with raw_server(ANSWER) as server, raw_server(ANSWER) as other:
+        port = other.url.rpartition(":")[2]
+        extra = (
+            f"upstreams: {{bcss: {{url: '{server.url}'}}, other: {{url: 'http://localhost:{port}'}}}}\n"
+            "routes: [{prefix: /, upstream: bcss}, {prefix: /other, upstream: other}]\n"
+        )
+        async with gateway_over(tmp_path, server.url, extra=extra) as run:
+            reader, writer = await asyncio.open_connection("127.0.0.1", run.port)
+            bodies = [envelope(), envelope("HealthCareInsuranceService/v1")[:-40], envelope()]
+            same = [post("/x", body) for body in bodies]
+            others = [
+                post("/x", bodies[0], "X-Id: 1"),
+                post("/x", bodies[0], "X-id: 1"),
+                post("/x", bodies[0], "X-Id: 2"),
+                post("/x", bodies[0], "X-Id: 2", "X-Id: 2"),
+                post("/x", bodies[0], "X-Id: 2", "Connection: X-Id"),
+            ]
+            elsewhere = post("/other", bodies[0], "X-Id: 2", "X-Id: 2")
+            for request in (*same, *others, elsewhere, same[0]):
+                writer.write(request)
+                assert (await whole_answer(reader)).startswith(b"HTTP/1.1 200 Fine")
+            writer.close()
+        authority = server.url.removeprefix("http://").encode()
+        named_away = b"\r\nX-Id: 2\r\nConnection: X-Id"
+        expected = [one.replace(b"gateway.example", authority).replace(named_away, b"") for one in (*same, *others)]
+        assert server.requests == [*expected, expected[0]]
+        assert other.requests == [elsewhere.replace(b"gateway.example", f"localhost:{port}".encode())]
