@@ -28,6 +28,7 @@ from tests_ops.world import (
     certificate,
     eventually,
     free_port,
+    nobody_there,
 )
 
 KEY = b64encode(bytes(32)).decode()
@@ -59,7 +60,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "enforcing",
             windows=OPEN,
             bulk={"queue_length": 0, "refusal_delay": "0s"},
-            upstreams={"gone": {"url": f"http://127.0.0.1:{free_port()}", "call_timeout": "2s", "hold": "1s"}},
+            upstreams={
+                "gone": {"url": f"http://{stack.enter_context(nobody_there())}", "call_timeout": "2s", "hold": "1s"}
+            },
             routes=[{"prefix": "/gone", "upstream": "gone"}],
         )
         world.gateway("defective", DEFECTIVE, windows=OPEN)
@@ -80,7 +83,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for name, bulk in (("first", {}), ("second", {"pools": {"base": {"slots": 3}}})):
             shared = world.gateway(name, windows=OPEN, bulk=bulk, store=store)
             eventually(f"{name} has opened its store", lambda one=shared: one.shows("bcss_gateway_store_up 1.0"))
-        world.gone = f"127.0.0.1:{free_port()}"
+        world.gone = stack.enter_context(nobody_there())
         world.targets.append(world.gone)
         world.stuck = world.page(f"bcss_gateway_window_next_change_timestamp_seconds {time.time() - 3600}\n")
         world.watch()

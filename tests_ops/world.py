@@ -54,11 +54,26 @@ OBSERVE = {"owner": "tests", "until": NOW.date() + timedelta(days=30)}
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody listens on, and that nobody was given before."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            return port
+
+
+_GIVEN: set[int] = set()
+
+
+@contextmanager
+def nobody_there() -> Iterator[str]:
+    """Keep an address at which connections are refused: the port is taken, so no gateway gets it, and not listened
+    on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def get(url: str) -> bytes:
