@@ -98,6 +98,7 @@ async def test_clocks_step_people_pause_and_resume_and_an_orderly_stop_hands_ove
             assert len(await here.rows("select distinct holder from batch")) <= 1, "batches of one that has left"
             await asyncio.sleep(LEASE_S)
             times = [stopped, *here.bulk_since(stopped)]
+            # Who has to wait for a lease waits for L, less the R at most since its last renewal: 3.2 s at least.
             assert max(later - earlier for earlier, later in pairwise(times)) < LEASE_S - 1, (
                 "somebody waited for a lease"
             )
