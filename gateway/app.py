@@ -14,7 +14,7 @@ import asyncio
 import ssl
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -256,19 +256,26 @@ class Gateway:
 
     def _open(self, number: int) -> str:
         settings = self._settings.listeners[number]
-        server = self._listener(partial(self._handle, number=number), partial(self._is_mass, number=number))
+        at_once, is_mass = partial(self.proxy.at_once, number=number), partial(self._is_mass, number=number)
+        server = self._listener(partial(self.proxy.handle, number=number), at_once, is_mass)
         tls = self._contexts[number]
         return self._serve(server, settings.address, settings.port, tls.context if tls else None)
 
     def _is_mass(self, target: bytes, *, number: int) -> bool:
         return target.startswith(BULK_TAG) or self._settings.listeners[number].traffic_class is TrafficClass.BULK
 
-    def _listener(self, handler: Handler, is_mass: Callable[[bytes], bool] = lambda _target: False) -> Listener:
+    def _listener(
+        self,
+        handler: Handler,
+        at_once: Callable[[Inbound], bool] = lambda _inbound: False,
+        is_mass: Callable[[bytes], bool] = lambda _target: False,
+    ) -> Listener:
         listener = Listener(
             handler,
             self._settings.limits,
             self._tasks,
             turns=self._turns,
+            at_once=at_once,
             is_mass=is_mass,
             on_malformed=self._malformed,
             on_defect=self.defect,
@@ -276,9 +283,6 @@ class Gateway:
         )
         self._listeners.append(listener)
         return listener
-
-    def _handle(self, inbound: Inbound, *, number: int) -> Awaitable[bool]:
-        return self.proxy.handle(inbound, self._settings.listeners[number])
 
     def _malformed(self, status: int, what: str) -> bytes:
         self.metrics.malformed.inc()
@@ -336,7 +340,7 @@ class Gateway:
             Facts(
                 lag_s=self.lag.worst_s,
                 lines_dropped=self._lines.dropped,
-                suspects=self.proxy.suspects(),
+                suspects=self.proxy.suspecting.number(),
                 reload_ok=self._reload_ok,
                 reloaded_at=self._reloaded_at,
             ),

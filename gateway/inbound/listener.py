@@ -1,7 +1,7 @@
 """All connections of one address: their number, their idleness, and who owns their calls.
 
 Rules that always hold: past the number of connections that are allowed, one is answered and closed; a connection that
-waits for a request for longer than `idle_time` is closed; every call is a task of the group that was handed in.
+waits for a request for longer than `idle_time` is closed; a call that waits is a task of the group that was handed in.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ class Listener:
 
     Args:
         tasks: owns the calls.
+        at_once: begins a call whose body is here without waiting for anything, if it can; returns whether it did. Such
+            a call says by itself to its connection by what it is `carried_by`, and when it is `over`.
         is_mass: says of a target whether its calls are bulk for sure: they come by the thousand, and begin in turns.
         on_malformed: writes the whole answer to what is not a readable request, from a status and what is wrong.
         on_defect: is told of an exception that nobody foresaw.
@@ -37,12 +39,14 @@ class Listener:
         tasks: asyncio.TaskGroup,
         *,
         turns: Turns,
+        at_once: Callable[[Inbound], bool],
         is_mass: Callable[[bytes], bool],
         on_malformed: Callable[[int, str], bytes],
         on_defect: Callable[[BaseException], None],
         on_refused_connection: Callable[[], None],
     ) -> None:
         self.handler = handler
+        self.at_once = at_once
         self.limits = limits
         self.tasks = tasks
         self.turns = turns

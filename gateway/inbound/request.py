@@ -201,6 +201,23 @@ class Inbound:
                 raise BodyTooLargeError(b"".join(parts))
         return b"".join(parts)
 
+    async def read_up_to(self, limit: int) -> tuple[bytes, AsyncIterator[bytes] | None]:
+        """Read the whole body, and return it with None; of one larger than `limit` bytes its beginning, and the whole
+        as a stream.
+
+        Raises:
+            SlowBodyError, BrokenBodyError: as for `chunks`.
+        """
+        try:
+            return await self.read(limit), None
+        except BodyTooLargeError as too_large:
+            return too_large.so_far, self._after(too_large.so_far)
+
+    async def _after(self, beginning: bytes) -> AsyncIterator[bytes]:
+        yield beginning
+        async for data in self.chunks():
+            yield data
+
     async def _more_until(self, deadline: float) -> bool:
         """Wait for a wake-up; return whether it came before `deadline` (the loop's clock)."""
         loop = asyncio.get_running_loop()

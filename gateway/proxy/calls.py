@@ -43,6 +43,7 @@ class Call:
     service: str = ""
     pools: tuple[str, ...] = ()
     mismatch: str = ""
+    names_run: str | None = None  #: what stands in `X-Bulk-Run`: a client's text, not to be logged
     run: str = ""  #: public id of the run that it belongs to
     outcome: str = "rejected"
     reason: Reason | None = None

@@ -1,8 +1,9 @@
 """What happens to one call: routed, classed, forwarded; bulk goes by way of its digest and its slots.
 
-A real-time call is two hops: here, `upstream.send`. It takes no slot, waits on no queue, and is not parsed before it is
-forwarded: its digest is made beside it, for metrics only. A bulk call is six: here, `soap.digest`, `Catalogue.find`,
-`Slots.slot`, `SlotTable.arrive`, `upstream.send`; its body is read whole before it may queue.
+A real-time call is two hops: here (as a `Passage`, where it need not wait), `upstream.send`. It takes no slot, waits on
+no queue, and is not parsed before it is forwarded: its digest is made beside it, for metrics only. A bulk call is six:
+here, `soap.digest`, `Catalogue.find`, `Slots.slot`, `SlotTable.arrive`, `upstream.send`; its body is read whole before
+it may queue.
 
 Rules that always hold:
 - Whatever happens, the call is answered or its connection is cut, and it stands in the books once.
@@ -15,28 +16,28 @@ What is decided, is decided in `policies`.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Mapping
 from functools import cached_property, partial
 from time import perf_counter  # uvloop's clock counts milliseconds only; these are durations for people
 from typing import TYPE_CHECKING
 
-from gateway.config import Configuration, Route
-from gateway.config import Listener as ListenerSettings
-from gateway.inbound import BodyTooLargeError, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
+from gateway.config import Configuration
+from gateway.inbound import BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
 from gateway.inbound.turns import ARRIVAL_S, Turns
-from gateway.log import EventLog, nameable
-from gateway.metrics import NO_SOURCE, Metrics
+from gateway.log import EventLog
+from gateway.metrics import Metrics
 from gateway.proxy.calls import Books, Call, decision_field, request_id_of
 from gateway.proxy.classifier import Asked
 from gateway.proxy.hearing import Heard, Hearing
 from gateway.proxy.kept import Behind, Noted, nobody, nothing
+from gateway.proxy.passage import Passage
 from gateway.proxy.refusing import OF_RUNS, PASSES, NotKeptError, Refuser, plain, send, what_to_do
 from gateway.proxy.relay import CutError, is_fault, relay
 from gateway.proxy.site import BulkCall, Prepared, Site
+from gateway.proxy.suspecting import Suspecting
 from gateway.proxy.wire import (
     OWN_PATHS,
     RequestFields,
-    is_description,
     origin_form,
     path_of,
     request_fields_of,
@@ -47,10 +48,8 @@ from gateway.proxy.wsdl import can_be_rewritten, relay_description, translator
 from gateway.routing import outbound_target
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, TooLargeError, caller_soap_version
-from gateway.upstream import GuardClosedError, Outbound, Upstream, UpstreamError
-from policies.classify import SUSPECTED
+from gateway.upstream import Answer, Exchange, GuardClosedError, Outbound, Upstream, UpstreamError
 from policies.model import UNCLASSIFIED, Clock, Reason, Refusal, Slot, TrafficClass
-from policies.suspicion import Suspicion, Thresholds
 
 if TYPE_CHECKING:
     from gateway.proxy.desk import Desk
@@ -78,8 +77,7 @@ class Proxy:
     ) -> None:
         self._slots = slots
         self._log = log
-        self._thresholds = Thresholds()
-        self._suspicion = Suspicion(self._thresholds)
+        self.suspecting = Suspecting(metrics, clock, log)
         self._metrics = metrics
         self._books = books
         self._clock = clock
@@ -95,14 +93,7 @@ class Proxy:
         """Treat calls from now on as this configuration says."""
         hearing = Hearing(configuration, self._metrics, self._behind, self._noted)
         self._site = Site(configuration, upstreams, self._turns, refuser, hearing)
-        given = configuration.settings.suspicion
-        thresholds = Thresholds(minimum_calls=given.minimum_calls, rate_per_s=given.rate, calm_s=given.calm)
-        if thresholds != self._thresholds:
-            self._thresholds, self._suspicion = thresholds, Suspicion(thresholds)
-
-    def suspects(self) -> int:
-        """Return how many clients (for each source) behave like a batch now, and do not say so."""
-        return self._suspicion.suspects(self._clock.boot())
+        self.suspecting.adopt(configuration.settings)
 
     async def idle(self) -> None:
         """Wait until no call is in flight."""
@@ -110,62 +101,98 @@ class Proxy:
             self._nothing_left = asyncio.Event()
             await self._nothing_left.wait()
 
-    async def handle(self, inbound: Inbound, listener: ListenerSettings) -> bool:
-        """Take one call to its end; return whether the client's connection may go on."""
+    def at_once(self, inbound: Inbound, number: int) -> bool:
+        """Send a call that came to this listener on without a task, if nothing has to be waited for before that; return
+        whether it was done."""
+        target = origin_form(inbound.target)
+        if target.startswith(OWN_PATHS):
+            return False
+        call = Call(arrived=perf_counter())
+        prepared = self._prepared(inbound, number, call, target)
+        if isinstance(prepared, tuple) or call.traffic is TrafficClass.BULK or prepared.describes(inbound):
+            return False
+        connection = prepared.upstream.quiet()
+        if connection is None:
+            return False
+        self.in_flight += 1
+        exchange = prepared.upstream.send(prepared.whole(inbound, call), slot=None)
+        Passage(self, inbound, call, prepared, exchange).begin(connection)
+        return True
+
+    async def handle(self, inbound: Inbound, number: int) -> bool:
+        """Take one call that came to this listener to its end; return whether the client's connection may go on."""
         call = Call(arrived=perf_counter())
         self.in_flight += 1
+        target = origin_form(inbound.target)
+        if target.startswith(OWN_PATHS):
+            goes_on = partial(self.may_go_on, inbound)
+            return await self._to_its_end(inbound, call, self._desk.serve(inbound, call, self._site, target, goes_on))
+        return await self._to_its_end(inbound, call, self._take(inbound, number, call, target))
+
+    async def go_on(self, inbound: Inbound, call: Call, prepared: Prepared, exchange: Exchange) -> bool:
+        """Take one call that was sent to its end."""
+        way = self._answered(inbound, call, prepared, self._exchange(inbound, call, prepared, exchange))
+        return await self._to_its_end(inbound, call, way)
+
+    async def _to_its_end(self, inbound: Inbound, call: Call, way: Awaitable[bool]) -> bool:
         try:
-            target = origin_form(inbound.target)
-            if target.startswith(OWN_PATHS):
-                goes_on = partial(self._may_go_on, inbound)
-                keep_alive = await self._desk.serve(inbound, call, self._site, target, goes_on)
-            else:
-                keep_alive = await self._take(inbound, listener, call, target)
+            return await way
         except ClientGoneError:
-            call.outcome, keep_alive = "client_gone", False
+            call.outcome = "client_gone"
         except CutError:
-            call.outcome, keep_alive = "cut", False
+            call.outcome = "cut"
         except asyncio.CancelledError:
             if call.outcome != "forwarded":  # it may have its answer whole, and have gone while that was read
                 call.outcome = "client_gone"
             raise
         finally:
-            self.in_flight -= 1
-            if self._nothing_left is not None and not self.in_flight:
-                self._nothing_left.set()
-            call.bytes_out = inbound.sent
-            if call.label != NO_SOURCE and (call.traffic is TrafficClass.REALTIME or call.rule == SUSPECTED):
-                self._suspect(call)
-            self._books.settle(call, perf_counter(), client=inbound.connection.peer)
-        return keep_alive
+            self.over(inbound, call)
+        return False
 
-    async def _take(self, inbound: Inbound, listener: ListenerSettings, call: Call, target: bytes) -> bool:
+    def over(self, inbound: Inbound, call: Call) -> None:
+        """Keep the books of a call that is over."""
+        self.in_flight -= 1
+        if self._nothing_left is not None and not self.in_flight:
+            self._nothing_left.set()
+        call.bytes_out = inbound.sent
+        self.suspecting.note(call)
+        self._books.settle(call, perf_counter(), client=inbound.connection.peer)
+
+    def _prepared(self, inbound: Inbound, number: int, call: Call, target: bytes) -> Prepared | tuple[int, str]:
+        """Route and class a call; return it as it will go out, or the status and the reason why it will not."""
         site = self._site
         target, tagged = untag(target)
         route = site.routes.of(target)
         fields = request_fields_of(inbound.connection, inbound.headers, site.authority_of(route))
         call.request_id = request_id_of(fields)
-        if (status_and_why := _not_forwarded(inbound, fields, route)) is not None or route is None:
-            call.status, why = status_and_why or (404, "")
-            return plain(inbound, call.status, why, call.request_id)
-        call.route = route.prefix
+        if (status_and_why := _not_forwarded(inbound, fields)) is not None:
+            return status_and_why
+        if route is None:
+            return 404, "No route leads there; see `bcss-gateway check`."
+        call.route, listener = route.prefix, site.settings.listeners[number]
         decision = site.classifier.class_of(inbound, listener, target, fields, tagged=tagged)
-        if decision.traffic is TrafficClass.REALTIME and self._counts_as_bulk(site, decision.flow):
+        if decision.traffic is TrafficClass.REALTIME and self.suspecting.makes_bulk(decision.flow):
             decision = site.classifier.class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
         call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
+        call.names_run = decision.run_id
+        asked = Asked(path_of(target), fields)
+        return Prepared(site, route, site.upstreams[route.upstream], outbound_target(target, route), asked)
+
+    async def _take(self, inbound: Inbound, number: int, call: Call, target: bytes) -> bool:
+        prepared = self._prepared(inbound, number, call, target)
+        if isinstance(prepared, tuple):
+            call.status, why = prepared
+            return plain(inbound, call.status, why, call.request_id)
+        fields = prepared.fields
         if b"expect" in fields.read and fields.first(b"expect").lower() == "100-continue":
             inbound.invite_body()
-        prepared = Prepared(
-            site,
-            route,
-            site.upstreams[route.upstream],
-            outbound_target(target, route),
-            Asked(path_of(target), fields),
-        )
+        if call.traffic is TrafficClass.BULK:
+            return await self._answered(inbound, call, prepared, self._bulk(inbound, call, prepared))
+        return await self._answered(inbound, call, prepared, self._realtime(inbound, call, prepared))
+
+    async def _answered(self, inbound: Inbound, call: Call, prepared: Prepared, way: Awaitable[bool]) -> bool:
         try:
-            if call.traffic is TrafficClass.BULK:
-                return await self._bulk(inbound, call, prepared, run_id=decision.run_id)
-            return await self._realtime(inbound, call, prepared)
+            return await way
         except UpstreamError as trouble:
             call.outcome = "upstream_error"
             call.faults.append(trouble.detail)
@@ -180,49 +207,27 @@ class Proxy:
     def _observes(self, site: Site) -> bool:
         return site.observes_until is not None and self._clock.wall() < site.observes_until
 
-    def _counts_as_bulk(self, site: Site, flow: str) -> bool:
-        return site.settings.suspicion.action == "bulk" and self._suspicion.is_suspect(flow, self._clock.boot())
-
-    def _suspect(self, call: Call) -> None:
-        now = self._clock.boot()
-        before = self._suspicion.suspected(call.flow, call.label, now)
-        if self._suspicion.seen(call.flow, call.label, now):
-            self._metrics.suspected[call.label].inc()
-            if not before:
-                self._log.warning(
-                    "suspected bulk",
-                    flow=nameable(call.flow),
-                    source=call.label,
-                    remedy="If it is a batch, send it to /bulk/ or make a client rule of it; see the README.",
-                )
-
     # Real-time.
 
     async def _realtime(self, inbound: Inbound, call: Call, prepared: Prepared) -> bool:
-        if not (inbound.has_body or prepared.fields.chunked):
-            if prepared.route.wsdl_address is not None and is_description(inbound.method, inbound.target):
-                prepared.translate = translator(prepared.route, prepared.site.settings.upstreams)
-                prepared.asked.fields = prepared.fields.without(b"accept-encoding")
-            return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None), None)
+        if prepared.describes(inbound) and not (inbound.has_body or prepared.fields.chunked):
+            prepared.translate = translator(prepared.route, prepared.site.settings.upstreams)
+            prepared.asked.fields = prepared.fields.without(b"accept-encoding")
         if inbound.body_is_here or await inbound.gathered():
-            pieces = inbound.take_pieces()
-            call.bytes_in = sum(map(len, pieces))
-            # Looked at once the answer has passed, or one of ours has to know what was asked: not in anybody's way.
-            prepared.unseen = pieces
-            outbound = prepared.outbound(inbound, None)
-            outbound.pieces = pieces
-            return await self._exchange(inbound, call, prepared, outbound, None)
-        stream = prepared.site.classifier.looked_at(inbound, call, prepared.asked)
-        return await self._exchange(inbound, call, prepared, prepared.outbound(inbound, None, stream), None)
+            outbound = prepared.whole(inbound, call)
+        else:
+            stream = prepared.site.classifier.looked_at(inbound, call, prepared.asked)
+            outbound = prepared.outbound(inbound, None, stream)
+        return await self._exchange(inbound, call, prepared, prepared.upstream.send(outbound, slot=None))
 
     # Bulk.
 
-    async def _bulk(self, inbound: Inbound, call: Call, prepared: Prepared, *, run_id: str | None) -> bool:
+    async def _bulk(self, inbound: Inbound, call: Call, prepared: Prepared) -> bool:
         await self._turns.take(ARRIVAL_S)
-        body, rest = await _read(inbound, prepared.site.settings.bulk.body_limit)
+        body, stream = await inbound.read_up_to(prepared.site.settings.bulk.body_limit)
         call.bytes_in, call.label = len(body), UNCLASSIFIED
         sources: frozenset[str] = frozenset()
-        refused = RefusedError(Reason.TOO_LARGE) if rest is not None else None
+        refused = RefusedError(Reason.TOO_LARGE) if stream is not None else None
         try:
             if refused is None:
                 sources = await prepared.site.classifier.read(call, prepared.asked, body)
@@ -230,19 +235,18 @@ class Proxy:
             refused = RefusedError(Reason.MALFORMED)
         except TooLargeError:
             refused = RefusedError(Reason.TOO_LARGE)
-        if refused is None and run_id is not None:
-            refused = await self._not_of_run(call, run_id)
+        if refused is None and call.names_run is not None:
+            refused = await self._not_of_run(call, call.names_run)
         observes = self._observes(prepared.site)
-        hints = OF_RUNS if run_id is not None else {}
+        hints = OF_RUNS if call.names_run is not None else {}
         if refused is not None and not observes:
             return await self._refuse(inbound, call, prepared, refused, hint=hints.get(refused.reason, ""))
         if refused is not None:
             call.would_refuse = refused.reason
         has_body = inbound.has_body or prepared.fields.chunked
-        stream = _followed(body, rest) if rest is not None else None
         outbound = prepared.outbound(inbound, body if has_body and stream is None else None, stream)
         bulk = BulkCall(prepared, inbound.method, body, sources, prepared.site.classifier.identity_of(inbound))
-        may_store = bulk.is_storable and run_id is None and not observes
+        may_store = bulk.is_storable and call.names_run is None and not observes
         inbound.rest()
         if may_store and bulk.prefers_async:
             return await self._store(inbound, call, bulk)
@@ -279,7 +283,7 @@ class Proxy:
             refused, hint = error.instead_of(instead_of)
             return await self._refuse(inbound, call, bulk.prepared, refused, hint=hint)
         call.outcome, call.status = "stored", promise.status
-        keep_alive = self._may_go_on(inbound)
+        keep_alive = self.may_go_on(inbound)
         send(inbound, promise, keep_alive=keep_alive, extra=extra)
         return keep_alive
 
@@ -303,7 +307,8 @@ class Proxy:
                     call.waited += perf_counter() - asked
                     call.pools = slot.pools  # those of a configuration that came meanwhile
                     async with prepared.site.hearing.of(call, sources) as heard:
-                        return await self._exchange(inbound, call, prepared, outbound, slot, heard)
+                        exchange = prepared.upstream.send(outbound, slot=slot)
+                        return await self._exchange(inbound, call, prepared, exchange, heard)
             except RefusedError:
                 call.waited += perf_counter() - asked
                 raise
@@ -314,20 +319,14 @@ class Proxy:
     # Both.
 
     async def _exchange(
-        self,
-        inbound: Inbound,
-        call: Call,
-        prepared: Prepared,
-        outbound: Outbound,
-        slot: Slot | None,
-        heard: Heard | None = None,
+        self, inbound: Inbound, call: Call, prepared: Prepared, exchange: Exchange, heard: Heard | None = None
     ) -> bool:
-        call.sent_at = perf_counter()
+        if exchange.answer is None:  # nothing was sent yet
+            call.sent_at = perf_counter()
         try:
-            async with prepared.upstream.send(outbound, slot=slot) as answer:
+            async with exchange as answer:
                 call.status = answer.status
-                extra = (self._decision(call, prepared),) if prepared.site.settings.answers.decision_header else ()
-                goes_on = self._may_go_on(inbound)
+                extra, goes_on = self.own_lines(call, prepared), self.may_go_on(inbound)
                 if prepared.translate is not None and can_be_rewritten(answer):
                     keep_alive = await relay_description(
                         inbound, answer, extra, prepared.translate, self._log, keep_alive=goes_on
@@ -336,19 +335,33 @@ class Proxy:
                     copy = heard.begin(answer) if heard is not None else None
                     keep_alive = await relay(inbound, answer, extra, keep_alive=goes_on, copy=copy)
         finally:
-            call.upstream = perf_counter() - call.sent_at
-            if prepared.unseen is not None:
-                prepared.site.classifier.look(call, prepared.asked, prepared.unseen)
+            self.exchanged(call, prepared)
+        self.forwarded(call, answer)
+        return keep_alive
+
+    def own_lines(self, call: Call, prepared: Prepared) -> tuple[bytes, ...]:
+        """Return what the gateway adds to an answer's header."""
+        site = prepared.site
+        if not site.settings.answers.decision_header:
+            return ()
+        return (decision_field(call, "observe" if self._observes(site) else "enforce"),)
+
+    def may_go_on(self, inbound: Inbound) -> bool:
+        """Say whether the client's connection may go on after this answer."""
+        return inbound.keeps_alive and not self.draining and inbound.body_is_here and inbound.speaks_11
+
+    def exchanged(self, call: Call, prepared: Prepared) -> None:
+        """Note that the exchange is over, and look at what was asked, if nobody did."""
+        assert call.sent_at is not None
+        call.upstream = perf_counter() - call.sent_at
+        if prepared.unseen is not None:
+            prepared.site.classifier.look(call, prepared.asked, prepared.unseen)
+
+    def forwarded(self, call: Call, answer: Answer) -> None:
+        """Note that a call has its answer."""
         call.outcome = "forwarded"
         if is_fault(answer):
             self._metrics.upstream_fault(call.label)
-        return keep_alive
-
-    def _decision(self, call: Call, prepared: Prepared) -> bytes:
-        return decision_field(call, "observe" if self._observes(prepared.site) else "enforce")
-
-    def _may_go_on(self, inbound: Inbound) -> bool:
-        return inbound.keeps_alive and not self.draining and inbound.body_is_here and inbound.speaks_11
 
     async def _refuse(
         self, inbound: Inbound, call: Call, prepared: Prepared, refused: RefusedError, *, hint: str = ""
@@ -373,28 +386,12 @@ class Proxy:
         refuser = prepared.site.refuser
         written = refuser.written(refuser.timed(refusal, retry_in_s=refused.retry_in_s), soap)
         call.reason, call.status = refused.reason, written.status
-        keep_alive = self._may_go_on(inbound)
+        keep_alive = self.may_go_on(inbound)
         send(inbound, written, keep_alive=keep_alive)
         return keep_alive
 
 
-def _not_forwarded(inbound: Inbound, fields: RequestFields, route: Route | None) -> tuple[int, str] | None:
+def _not_forwarded(inbound: Inbound, fields: RequestFields) -> tuple[int, str] | None:
     if wrong := unsound(fields, speaks_11=inbound.speaks_11):
         return 400, f"The request cannot be forwarded: {wrong}."
-    if inbound.method in _NOT_FORWARDED:
-        return 405, "This method is not forwarded."
-    return (404, "No route leads there; see `bcss-gateway check`.") if route is None else None
-
-
-async def _read(inbound: Inbound, limit: int) -> tuple[bytes, AsyncIterator[bytes] | None]:
-    """Return a body; where it is too large, its beginning and the rest."""
-    try:
-        return await inbound.read(limit), None
-    except BodyTooLargeError as too_large:
-        return too_large.so_far, inbound.chunks()
-
-
-async def _followed(body: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield body
-    async for data in rest:
-        yield data
+    return (405, "This method is not forwarded.") if inbound.method in _NOT_FORWARDED else None

@@ -37,6 +37,21 @@ async def relay(
         ClientGoneError: the client went away.
         UpstreamError: the upstream failed before a byte was written to the client.
     """
+    keep_alive, chunked = write_beginning(inbound, answer, extra, keep_alive=keep_alive, copy=copy)
+    if answer.has_body and not answer.complete:
+        await _stream(inbound, answer, copy, chunked=chunked)
+    return keep_alive
+
+
+def write_beginning(
+    inbound: Inbound, answer: Answer, extra: tuple[bytes, ...], *, keep_alive: bool, copy: Copy | None = None
+) -> tuple[bool, bool]:
+    """Write what there is of an answer, which may be all; return whether the client's connection may go on, and
+    whether the body goes out chunked.
+
+    Raises:
+        ClientGoneError: the client went away.
+    """
     fields = answer_fields(answer.headers)
     keep_alive = keep_alive and inbound.speaks_11
     chunked = answer.has_body and answer.length is None and inbound.speaks_11
@@ -46,23 +61,17 @@ async def relay(
     if not keep_alive:
         extra = (*extra, _CLOSE)
     head = answer_head(version, answer.status, answer.reason, fields, extra)
-    if not answer.has_body:
-        inbound.write(head)
-        return keep_alive
     pieces = answer.take_pieces()
-    complete = answer.complete
     if copy is not None:
         for piece in pieces:
             copy(piece)
     if chunked:
-        pieces = [*map(_framed, pieces), _LAST_CHUNK if complete else b""]
+        pieces = [*map(_framed, pieces), _LAST_CHUNK if answer.complete else b""]
     if sum(map(len, pieces)) > SMALL:
         inbound.write(head, *pieces)
     else:
         inbound.write(b"".join((head, *pieces)))
-    if not complete:
-        await _stream(inbound, answer, copy, chunked=chunked)
-    return keep_alive
+    return keep_alive, chunked
 
 
 async def _stream(inbound: Inbound, answer: Answer, copy: Copy | None, *, chunked: bool) -> None:

@@ -11,11 +11,12 @@ from datetime import datetime, time, timedelta
 from gateway.config import Configuration, Route
 from gateway.inbound import Inbound
 from gateway.inbound.turns import Turns
+from gateway.proxy.calls import Call
 from gateway.proxy.classifier import Asked, Classifier
 from gateway.proxy.hearing import Hearing
 from gateway.proxy.prefer import prefers_async
 from gateway.proxy.refusing import Refuser
-from gateway.proxy.wire import RequestFields
+from gateway.proxy.wire import RequestFields, is_description
 from gateway.routing import Routes
 from gateway.soap.wsdl import Translate
 from gateway.upstream import Outbound, Upstream
@@ -71,6 +72,10 @@ class Prepared:
     translate: Translate | None = None  #: exchanges the addresses in a WSDL
     unseen: list[bytes] | None = None  #: a real-time body that was not looked at yet
 
+    def describes(self, inbound: Inbound) -> bool:
+        """Whether the answer may be a WSDL in which addresses are exchanged."""
+        return self.route.wsdl_address is not None and is_description(inbound.method, inbound.target)
+
     @property
     def fields(self) -> RequestFields:
         """Return the request's header."""
@@ -87,6 +92,16 @@ class Prepared:
             stream=stream,
             chunked=self.fields.chunked,
         )
+
+    def whole(self, inbound: Inbound, call: Call) -> Outbound:
+        """Put a real-time request together whose body, if it has one, is here."""
+        outbound = self.outbound(inbound, None)
+        if inbound.has_body or outbound.chunked:
+            outbound.pieces = pieces = inbound.take_pieces()
+            call.bytes_in = sum(map(len, pieces))
+            # Looked at once the answer has passed, or one of ours has to know what was asked: not in anybody's way.
+            self.unseen = pieces
+        return outbound
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ header, and aiohttp's ClientSession is 58 % of a proxy's CPU (measured). `exchan
 """
 
 from gateway.upstream.answer import SMALL, Answer
-from gateway.upstream.exchange import Outbound
+from gateway.upstream.connection import Connection
+from gateway.upstream.exchange import Exchange, Outbound
 from gateway.upstream.pool import ConnectionStatistics, Upstream, UpstreamTarget, target_of
 from gateway.upstream.tls import client_context
 from gateway.upstream.troubles import (
@@ -22,7 +23,9 @@ __all__ = [
     "SMALL",
     "Answer",
     "BrokenAnswerError",
+    "Connection",
     "ConnectionStatistics",
+    "Exchange",
     "GuardClosedError",
     "Outbound",
     "TlsError",

@@ -1,21 +1,19 @@
-"""One connection to an upstream: HTTP/1.1 answers by llhttp, writes that the guard can stand before.
+"""One connection to an upstream: HTTP/1.1 answers by llhttp. What it writes, and how: `gateway.upstream.writing`.
 
 Rules that always hold:
 - A byte that belongs to no answer that was asked for (on an idle connection, behind an answer's end) ends the
   connection, and reaches nobody.
 - Contradictions in an answer's framing (RFC 9112 section 6.3) are a broken answer: Content-Length twice, or beside
   Transfer-Encoding, bad chunks, a header without end.
-- `send_guarded` asks before every send to the kernel, and gives the kernel no more than it takes at once: nothing of
-  the request waits in a buffer that would leave the process after the answer to the question has changed.
 - Nothing is raised inside a callback of the event loop: trouble goes to whoever waits, a defect to the loop's handler.
 
 Never decides to repeat anything, and knows no pool.
 """
 
 import asyncio
+import select
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from typing import cast
 
@@ -23,49 +21,34 @@ import httptools
 
 from gateway.upstream.answer import Answer, framing
 from gateway.upstream.tls import Tls
-from gateway.upstream.troubles import (
-    BrokenAnswerError,
-    GuardClosedError,
-    UnreachableError,
-    UpstreamError,
-    UpstreamTimeoutError,
-    tls_trouble,
-)
+from gateway.upstream.troubles import BrokenAnswerError, UnreachableError, UpstreamError, tls_trouble
+from gateway.upstream.writing import WritingHalf
 
 MAX_HEAD = 65_536  #: bytes of an answer's header: as Envoy and nginx bound it, an order above what any stack sends
 _OVERSIZE = "its header is larger than 64 KiB"
-PIECE = 65_536  #: bytes of a bulk request that are encrypted between two questions to the guard
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_ORDERLY_CLOSE = struct.pack("ii", 0, 0)
-_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(WritingHalf):
     """A connection, one exchange at a time. `on_over` is called once, when it has ended."""
 
     def __init__(
         self, sock: socket.socket, tls: Tls | None, on_over: Callable[["Connection"], None], buffer: memoryview
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._sock = sock
-        self._tls = tls
+        super().__init__(sock, tls)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._buffer = buffer
         self._on_over = on_over
-        self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
-        self._drained: asyncio.Future[None] | None = None
-        self._paused_writing = False
         self.secured: asyncio.Future[None] = self._loop.create_future()
-        self.closed = False
         self.idle_since = 0.0
         # The exchange under way.
         self.answer: Answer | None = None
-        self.head: asyncio.Future[None] | None = None  #: done when the header is there, or never will be
         self.handed_out = False  #: somebody has looked at the answer
-        self.wrote = False  #: a byte of the request may have left
         self.reusable = False  #: the answer ended in order, and the upstream keeps the connection
+        self._on_head: Callable[[], None] | None = None
         self._on_complete: Callable[[], None] | None = None
-        self._bodiless = self._is_bulk = self._discarding = False
+        self._bodiless = self._discarding = False
         self._until_end = False  # the body ends with the connection
         self._fields: list[tuple[bytes, bytes]] = []
         self._reason, self._head_size = b"", 0
@@ -115,10 +98,10 @@ class Connection(asyncio.BufferedProtocol):
             except ssl.SSLError as error:
                 self._tls_failed(self._tls, error)
                 return
+            if self._tls.closed_in_order:
+                self._transport.close()
         if data:
             self._parse(data)
-        if self._tls is not None and self._tls.closed_in_order:
-            self._transport.close()
 
     def _decrypted(self, tls: Tls, data: bytes | memoryview) -> bytes:
         if not tls.established:
@@ -155,12 +138,23 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable, self.closed = False, True
         self._transport.close()
 
+    @property
+    def usable(self) -> bool:
+        """Whether a request may be written: the connection has not ended, and is not about to."""
+        return not (self.closed or self._transport.is_closing())
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing waits to be read: not the upstream's end either, which the loop may find out a turn later."""
+        return not self._poll.poll(0)
+
     # Reading.
 
-    def begin(self, *, bodiless: bool, on_complete: Callable[[], None]) -> Answer:
-        """Expect an answer; `on_complete` is called when its last byte has come. `bodiless`: HEAD was asked."""
+    def begin(self, *, bodiless: bool, on_head: Callable[[], None], on_complete: Callable[[], None]) -> Answer:
+        """Expect an answer. `bodiless`: HEAD was asked. `on_complete` is called when its last byte has come, `on_head`
+        once its header is there, or never will be, and all was read that came with it."""
         self.answer = answer = Answer(self._pause_reading, self._resume_reading)
-        self.head = self._loop.create_future()
+        self._on_head = on_head
         self._on_complete = on_complete
         self._bodiless = bodiless
         self.handed_out = self.wrote = self.reusable = self._discarding = self._until_end = False
@@ -180,13 +174,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def end(self) -> None:
         """Expect nothing any more."""
-        self.answer = self.head = self._on_complete = None
+        self.answer = self._on_head = self._on_complete = None
 
     def fail(self, trouble: UpstreamError) -> None:
         """Tell whoever waits for the answer that it will not come, or not whole."""
         if self.answer is not None and not self.answer.complete and self.answer.trouble is None:
             self.answer.fail(trouble)
-            _resolve(self.head)
+            if (on_head := self._on_head) is not None:
+                self._on_head = None
+                on_head()
 
     def _parse(self, data: bytes | memoryview) -> None:
         answer = self.answer
@@ -207,13 +203,14 @@ class Connection(asyncio.BufferedProtocol):
             self._broken(self._fault)
         elif not answer.status and self._head_size > MAX_HEAD:
             self._broken(_OVERSIZE)
-        elif answer.status and self.head is not None and not self.head.done():
+        elif answer.status and (on_head := self._on_head) is not None:
             # After the whole: its end may give a slot to the next call. Such calls go out before any answer that came
             # at the same time is relayed (else half a millisecond of each slot's time is lost, measured).
+            self._on_head = None
             if self._is_bulk:
-                self._loop.call_soon(_resolve, self.head)
+                self._loop.call_soon(on_head)
             else:
-                _resolve(self.head)
+                on_head()
 
     def _broken(self, what: str) -> None:
         self.fail(BrokenAnswerError(f"the upstream's answer cannot be used: {what}", bytes_written=True))
@@ -296,105 +293,3 @@ class Connection(asyncio.BufferedProtocol):
         """Complete the answer; an interim one (1xx) is over, and forgotten."""
         if self.answer is not None and self.answer.status and not self._fault:
             self._complete()
-
-    # Writing.
-
-    def pause_writing(self) -> None:
-        """Note that the transport's buffer is full."""
-        self._paused_writing = True
-
-    def resume_writing(self) -> None:
-        """Wake who waits for room in the transport's buffer."""
-        self._paused_writing = False
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
-
-    def send(self, *pieces: bytes) -> None:
-        """Send octets of a real-time request; what the kernel does not take waits in the transport (see `drained`)."""
-        if self.closed:
-            raise BrokenAnswerError("the connection was closed before the request was sent", bytes_written=self.wrote)
-        self.wrote = True
-        if self._tls is not None:
-            pieces = tuple(map(self._tls.encrypt, pieces))
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        else:
-            self._transport.writelines(pieces)
-
-    async def drained(self) -> None:
-        """Wait until the transport has room."""
-        while self._paused_writing and not self.closed:
-            self._drained = self._loop.create_future()
-            await self._drained
-
-    async def send_guarded(self, data: bytes, may_send: Callable[[], bool]) -> None:
-        """Send bytes of a bulk request, asking before each send to the kernel.
-
-        Raises:
-            GuardClosedError: it may not be sent, and no byte of the request was.
-            UpstreamTimeoutError: it may not be sent on, midway. The caller must `abort`.
-            BrokenAnswerError: the connection ended.
-        """
-        for start in range(0, len(data), PIECE):
-            piece = data[start : start + PIECE]
-            while self._transport.get_write_buffer_size() and not self.closed:  # TLS's own: key updates, alerts
-                await self._kernel_takes_more()
-            if self._tls is not None:  # a record that is sealed is counted: it must be sent
-                self._ask(may_send)
-                piece = self._tls.encrypt(piece)
-            await self._push(piece, may_send)
-
-    async def _push(self, data: bytes, may_send: Callable[[], bool]) -> None:
-        rest = memoryview(data)
-        while rest:
-            self._ask(may_send)
-            try:
-                sent = self._sock.send(rest)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError as error:
-                what = f"the connection broke while the request was sent ({type(error).__name__})"
-                raise BrokenAnswerError(what, bytes_written=self.wrote) from error
-            self.wrote = self.wrote or sent > 0
-            rest = rest[sent:]
-            if rest:
-                await self._kernel_takes_more()
-
-    def _ask(self, may_send: Callable[[], bool]) -> None:
-        if self.closed:
-            raise BrokenAnswerError("the connection ended while the request was sent", bytes_written=self.wrote)
-        if not may_send():
-            if not self.wrote:
-                raise GuardClosedError
-            raise UpstreamTimeoutError("the slot's time was over before the request was sent whole", bytes_written=True)
-
-    async def _kernel_takes_more(self) -> None:
-        # The loop lets nobody watch a descriptor that it has given a transport; but a second one for the same socket.
-        twin = self._sock.dup()
-        self._drained = ready = self._loop.create_future()
-        self._loop.add_writer(twin.fileno(), self.resume_writing)
-        try:
-            await ready
-        finally:
-            self._loop.remove_writer(twin.fileno())
-            twin.close()
-
-    def mark_bulk(self, call_timeout: float) -> None:
-        """Have an abort drop what the kernel still holds, and a dead peer be found out, while a call is in flight."""
-        self._is_bulk = True
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        if _USER_TIMEOUT is not None:
-            self._sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(call_timeout * 1000))
-
-    def unmark_bulk(self) -> None:
-        """Take back what `mark_bulk` set, before the connection serves another call."""
-        self._is_bulk = False
-        if not self.closed:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY_CLOSE)
-            if _USER_TIMEOUT is not None:
-                self._sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, 0)
-
-
-def _resolve(head: asyncio.Future[None] | None) -> None:
-    if head is not None and not head.done():
-        head.set_result(None)

@@ -14,7 +14,7 @@ Nothing is invented: what goes out is the caller's header, and `Transfer-Encodin
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -67,25 +67,51 @@ class Outbound:
 class Exchange:
     """One request and its answer. An async context manager; made by `Upstream.send`."""
 
-    __slots__ = ("_connection", "_group", "_outbound", "_pump", "_slot", "_timer", "_upstream", "_written", "deadline")
+    __slots__ = (
+        "_connection",
+        "_group",
+        "_head",
+        "_outbound",
+        "_pump",
+        "_slot",
+        "_timer",
+        "_upstream",
+        "_written",
+        "answer",
+        "deadline",
+    )
 
     def __init__(self, upstream: "Upstream", outbound: Outbound, slot: Slot | None) -> None:
         self._upstream = upstream
         self._outbound = outbound
         self._slot = slot
         self._connection: Connection
+        self.answer: Answer | None = None  #: once the request is on its way
+        self._head: asyncio.Future[None] | None = None  # done when the header is there, or never will be
         self._written = False  # the whole request
         self._timer: asyncio.TimerHandle | None = None
         self.deadline = 0.0  #: of a real-time exchange, by the loop's clock
         self._group: asyncio.TaskGroup | None = None
         self._pump: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Answer:
-        """Send the request; return the answer when its header is there."""
-        connection = self._upstream.kept() or await self._free_connection()
-        self._connection = connection
+    def start(self, connection: Connection, on_head: Callable[[], None]) -> None:
+        """Send a real-time request that is here whole, without waiting, and not entering the exchange.
+
+        `on_head` is called once the answer's header is there, or never will be, and all was read that came with it;
+        then the exchange is to be entered, or left by `leave`.
+        """
+        self._begin(connection, on_head)
         try:
-            return await self._exchange(connection)
+            self._send_whole(connection)
+        except UpstreamError as trouble:
+            connection.fail(trouble)
+
+    async def __aenter__(self) -> Answer:
+        """Send the request, unless `start` did; return the answer when its header is there."""
+        try:
+            if self.answer is not None:
+                return self._handed_out(self.answer)
+            return await self._exchange(self._upstream.kept() or await self._free_connection())
         except BaseException:
             await self._leave(answered=False)
             raise
@@ -93,22 +119,18 @@ class Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Keep the connection, or end it, or let a bulk answer come in by itself."""
+        """Leave."""
         await self._leave(answered=kind is None)
 
     async def _free_connection(self) -> Connection:
         connection = await self._upstream.connection()
-        while connection.closed:  # while this task was being woken: not a byte was written
+        while not connection.usable:  # it ended while this task was being woken: not a byte was written
             connection = await self._upstream.connection()
         return connection
 
     async def _exchange(self, connection: Connection) -> Answer:
-        answer = connection.begin(bodiless=self._outbound.method == b"HEAD", on_complete=self._completed)
-        head = connection.head
-        assert head is not None
-        if self._slot is not None:
-            connection.mark_bulk(self._upstream.target.call_timeout)
-        self._arm(self._upstream.target.first_byte_timeout)
+        self._head = head = self._upstream.loop.create_future()
+        answer = self._begin(connection, self._head_is_there)
         if self._outbound.stream is not None:
             await self._start_pump()
         elif self._slot is None:
@@ -116,9 +138,25 @@ class Exchange:
         else:
             await self._send_bulk(connection, answer)
         await head
+        return self._handed_out(answer)
+
+    def _begin(self, connection: Connection, on_head: Callable[[], None]) -> Answer:
+        self._connection = connection
+        bodiless = self._outbound.method == b"HEAD"
+        self.answer = connection.begin(bodiless=bodiless, on_head=on_head, on_complete=self._completed)
+        if self._slot is not None:
+            connection.mark_bulk(self._upstream.target.call_timeout)
+        self._arm(self._upstream.target.first_byte_timeout)
+        return self.answer
+
+    def _head_is_there(self) -> None:
+        if self._head is not None and not self._head.done():
+            self._head.set_result(None)
+
+    def _handed_out(self, answer: Answer) -> Answer:
         if answer.trouble is not None:
             raise answer.trouble
-        connection.handed_out = True
+        self._connection.handed_out = True
         if self._slot is None and not answer.complete:
             self._arm(self._upstream.target.total_timeout)
         return answer
@@ -179,9 +217,8 @@ class Exchange:
             self._pump_failed(error)
 
     def _pump_failed(self, error: Exception) -> None:
-        head = self._connection.head
-        if head is not None and not head.done():
-            head.set_exception(error)
+        if self._head is not None and not self._head.done():
+            self._head.set_exception(error)
         else:
             trouble = BrokenAnswerError("the request's body broke off while it was answered", bytes_written=True)
             self._connection.fail(trouble)
@@ -240,12 +277,17 @@ class Exchange:
             self._connection.resume_writing()  # whoever waits to send on need not
 
     async def _leave(self, *, answered: bool) -> None:
-        connection = self._connection
-        answer = connection.answer
         if self._group is not None and self._pump is not None:
             self._pump.cancel()
             group, self._group = self._group, None
             await group.__aexit__(None, None, None)
+        if self.answer is not None:
+            self.leave(answered=answered)
+
+    def leave(self, *, answered: bool) -> None:
+        """Keep the connection, or end it, or let a bulk answer come in by itself. `answered`: nothing went wrong."""
+        connection = self._connection
+        answer = connection.answer
         if self._slot is not None and not connection.wrote:
             self._slot.settle()
         complete = answer is not None and answer.complete

@@ -108,9 +108,18 @@ class Upstream:
         """Return the connection that was kept last, if one is left that nobody uses."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection.closed:
+            if connection.usable:
                 return connection
         return None
+
+    def quiet(self) -> Connection | None:
+        """Return the same, if besides nothing waits to be read on it. Who comes with a turn of the loop in between need
+        not ask: what had come until then was read."""
+        connection = self.kept()
+        if connection is not None and not connection.quiet:
+            self._idle.append(connection)
+            return None
+        return connection
 
     async def connection(self) -> Connection:
         """Return a connection that nobody uses: the one kept last, or a new one.
