@@ -6,6 +6,7 @@ from gateway.inbound.request import (
     BodyTooLargeError,
     BrokenBodyError,
     ClientGoneError,
+    Head,
     Inbound,
     SlowBodyError,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "BrokenBodyError",
     "ClientGoneError",
     "Handler",
+    "Head",
     "Inbound",
     "Listener",
     "SlowBodyError",

@@ -19,8 +19,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol, cast
 
-from gateway.inbound.reading import ReadingHalf
-from gateway.inbound.request import Inbound, reset_on_close, subject_of
+from gateway.inbound.reading import Known, ReadingHalf
+from gateway.inbound.request import Head, Inbound, reset_on_close, subject_of
 from gateway.inbound.turns import BEGIN_S
 
 if TYPE_CHECKING:
@@ -128,9 +128,14 @@ class Connection(ReadingHalf):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what came: now, or when there is time for it."""
+        if (known := self._recognised(nbytes)) is not None:
+            self._take_again(known)
+            return
         data = self._listener.buffer[:nbytes]
         if self._current is not None or not self._listener.crowd.keeps(self, data):
             self.take(data)
+        else:
+            self._known = None
 
     def take(self, data: memoryview | bytes) -> None:
         """Read what came, and begin a call if its header was in it."""
@@ -138,9 +143,21 @@ class Connection(ReadingHalf):
             return
         if self._current is None:
             self._listener.idle.pop(self, None)
+        begins = self._current is None and not self._midway
         self._read(data)
         if self._unbegun:
+            if begins and self._current is not None and self._current.body_is_here:
+                self._remember(data, self._current)
             self._begin_now()
+
+    def _take_again(self, known: Known) -> None:
+        listener = self._listener
+        listener.idle.pop(self, None)
+        self._current = inbound = Inbound(self, listener.limits, known.head)
+        if body := bytes(listener.buffer[len(known.octets) : known.size]):
+            inbound.feed(body)
+        inbound.finish()
+        self._begin_now()
 
     def _say_fault(self) -> None:
         assert self._fault is not None
@@ -167,12 +184,8 @@ class Connection(ReadingHalf):
 
     # One call after the other.
 
-    def _taken(
-        self, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], *, speaks_11: bool, keeps_alive: bool
-    ) -> Inbound:
-        inbound = Inbound(
-            self, self._listener.limits, method, target, fields, speaks_11=speaks_11, keeps_alive=keeps_alive
-        )
+    def _taken(self, head: Head) -> Inbound:
+        inbound = Inbound(self, self._listener.limits, head)
         if self._current is None:
             self._begin(inbound)
         else:

@@ -58,7 +58,8 @@ class Listener:
         self.on_refused_connection = on_refused_connection
         self.connections: set[Connection] = set()
         self.idle: OrderedDict[Connection, float] = OrderedDict()  #: since when, oldest first
-        self.buffer = memoryview(bytearray(READ_SIZE))
+        self.octets = bytearray(READ_SIZE)  #: what was received last
+        self.buffer = memoryview(self.octets)
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __call__(self) -> Connection:

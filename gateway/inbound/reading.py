@@ -6,21 +6,33 @@ Rules that always hold:
 - A request's header has its time and its size; so has a body (`gateway.inbound.request`).
 - Pipelined requests are handed on in their order; of those not begun a bounded number is read.
 - An offer to upgrade is ignored, and nothing behind it is lost.
+- A line and header that are the same to the octet as those before on this connection are read as those were, without
+  llhttp: sound, since it is at a message's beginning both times, and nothing but `Content-Length` frames the body.
 
 Never decides what becomes of a call, and never quotes what it read.
 """
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import httptools
 
-from gateway.inbound.request import BrokenBodyError, Inbound, without_offer
+from gateway.inbound.request import BrokenBodyError, Head, Inbound, without_offer
 
 if TYPE_CHECKING:
     from gateway.inbound.listener import Listener
 
+_MOST_REMEMBERED = 4096
+"""Octets of a line and header that are remembered, for each connection."""
 _TLS = "it looks like TLS, and this port speaks plain HTTP; call it with http://, or configure `tls` for it"
+
+
+class Known(NamedTuple):
+    """How the last request began, which came in one piece."""
+
+    octets: bytes  #: its line and header
+    size: int  #: octets with its body
+    head: Head
 
 
 class ReadingHalf(asyncio.BufferedProtocol):
@@ -33,7 +45,9 @@ class ReadingHalf(asyncio.BufferedProtocol):
         "_fields",
         "_header_timer",
         "_holds",
+        "_known",
         "_listener",
+        "_midway",
         "_offer",
         "_parser",
         "_receiving",
@@ -49,6 +63,8 @@ class ReadingHalf(asyncio.BufferedProtocol):
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._offer: bytes | None = None  # the request line of a request that offers to upgrade
+        self._midway = False  # in a message
+        self._known: Known | None = None  # what the last request began with
         self._unread = 0  # octets since something was understood: a header, chunk sizes or trailers without end
         self._receiving: Inbound | None = None  # whose body is coming
         self._current: Inbound | None = None  # whose answer is awaited
@@ -59,9 +75,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
 
     # What the other half does.
 
-    def _taken(
-        self, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], *, speaks_11: bool, keeps_alive: bool
-    ) -> Inbound:
+    def _taken(self, head: Head) -> Inbound:
         """Take a request whose header has come."""
         raise NotImplementedError
 
@@ -98,6 +112,29 @@ class ReadingHalf(asyncio.BufferedProtocol):
             time = self._listener.limits.header_time
             self._header_timer = asyncio.get_running_loop().call_later(time, self._header_is_late)
 
+    def _recognised(self, nbytes: int) -> Known | None:
+        """Return how the request begins that has come whole, if it begins as the last one did."""
+        known = self._known
+        if known is None or nbytes != known.size or not self._listener.octets.startswith(known.octets):
+            return None
+        if self._midway or self._current is not None or self._closing or self._fault is not None:
+            return None
+        self._unread = 0  # empty lines, at the most
+        if self._header_timer is not None:
+            self._forget_header()
+        return known
+
+    def _remember(self, data: memoryview | bytes, inbound: Inbound) -> None:
+        """Remember the head of a request which came whole, and with which `data` begins."""
+        self._known = None
+        head, octets = inbound.head, bytes(data[: len(data) - inbound.size])
+        if len(octets) > _MOST_REMEMBERED or not head.keeps_alive:
+            return
+        if octets.find(b"\r\n\r\n") + 4 != len(octets) or octets[:1] in b"\r\n":
+            return  # something else came with it
+        if not any(name.lower() == b"transfer-encoding" for name, _ in head.fields):
+            self._known = Known(octets, len(data), head)
+
     def _without_offer(self) -> bytes:
         line, self._offer = self._offer, None
         return without_offer(line, self._fields) if line is not None else b""
@@ -124,8 +161,8 @@ class ReadingHalf(asyncio.BufferedProtocol):
 
     def rest_reading(self) -> None:
         """Do without a parser until more comes, if it is between two requests."""
-        if self._receiving is None and not self._unread:
-            self._parser = None
+        if not self._midway:
+            self._parser = self._known = None
 
     def hold_reading(self) -> None:
         """Stop reading until `go_on_reading` was called as often."""
@@ -143,6 +180,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        self._midway = True
         self._target = b""
         self._fields = []
 
@@ -168,12 +206,9 @@ class ReadingHalf(asyncio.BufferedProtocol):
         if parser.should_upgrade() and parser.get_method() != b"CONNECT":
             self._offer = b"%s %s HTTP/1.1" % (parser.get_method(), self._target)
             return
+        speaks_11, keeps_alive = parser.get_http_version() != "1.0", parser.should_keep_alive()
         self._receiving = self._taken(
-            parser.get_method(),
-            self._target,
-            self._fields,
-            speaks_11=parser.get_http_version() != "1.0",
-            keeps_alive=parser.should_keep_alive(),
+            Head(parser.get_method(), self._target, self._fields, speaks_11=speaks_11, keeps_alive=keeps_alive)
         )
         self._unread = 0
         if self._header_timer is not None:
@@ -191,6 +226,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """Note the end of a request."""
+        self._midway = False
         self._unread = 0
         if self._receiving is not None:
             self._receiving.finish()

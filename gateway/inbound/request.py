@@ -15,6 +15,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gateway.config import Limits
@@ -50,6 +51,20 @@ class BodyTooLargeError(Exception):
         self.so_far = so_far
 
 
+@dataclass(slots=True)
+class Head:
+    """A request's line and header. Requests share it whose octets are the same: nothing changes it."""
+
+    method: bytes
+    target: bytes  #: octet for octet
+    fields: list[tuple[bytes, bytes]]  #: in order and case
+    speaks_11: bool  #: the client understands chunked answers and 1xx
+    keeps_alive: bool  #: the client wants its connection to go on
+
+
+_NOTHING = Head(b"", b"", [], speaks_11=True, keeps_alive=False)
+
+
 class Inbound:
     """A request. Made by the connection when its header is there; the body may still be coming."""
 
@@ -64,7 +79,7 @@ class Inbound:
         "_wakeup",
         "body_is_here",
         "connection",
-        "headers",
+        "head",
         "keeps_alive",
         "method",
         "sent",
@@ -72,23 +87,13 @@ class Inbound:
         "target",
     )
 
-    def __init__(
-        self,
-        connection: "Connection",
-        limits: Limits,
-        method: bytes,
-        target: bytes,
-        headers: list[tuple[bytes, bytes]],
-        *,
-        speaks_11: bool,
-        keeps_alive: bool,
-    ) -> None:
+    def __init__(self, connection: "Connection", limits: Limits, head: Head) -> None:
         self.connection = connection
-        self.method = method
-        self.target = target  #: octet for octet
-        self.headers = headers  #: in order and case
-        self.speaks_11 = speaks_11  #: the client understands chunked answers and 1xx
-        self.keeps_alive = keeps_alive  #: the client wants its connection to go on
+        self.head = head
+        self.method = head.method
+        self.target = head.target
+        self.speaks_11 = head.speaks_11
+        self.keeps_alive = head.keeps_alive
         self.body_is_here = False  #: the whole body has arrived (true also when there is none)
         self.sent = 0  #: bytes of the answer written so far
         self._limits = limits
@@ -99,6 +104,11 @@ class Inbound:
         self._paused = False
         self._broken: Exception | None = None
         self._wakeup: asyncio.Future[None] | None = None
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the fields in their order and case."""
+        return self.head.fields
 
     # The connection's side.
 
@@ -129,6 +139,11 @@ class Inbound:
             self._wakeup.set_result(None)
 
     # The body.
+
+    @property
+    def size(self) -> int:
+        """Octets that have arrived of the body and were not taken yet."""
+        return self._size
 
     @property
     def has_body(self) -> bool:
@@ -241,7 +256,7 @@ class Inbound:
 
     def rest(self) -> None:
         """Take as little memory as can be while the call waits: nothing more of the header will be asked."""
-        self.headers = []
+        self.head = _NOTHING
         self.connection.rest()
 
     def write(self, *pieces: bytes) -> None:

@@ -57,7 +57,7 @@ class Desk:
             NotKeptError: it was not stored.
         """
         prepared, site = bulk.prepared, bulk.prepared.site
-        upstream = site.settings.upstreams[prepared.route.upstream]
+        upstream = site.settings.upstreams[prepared.plan.route.upstream]
         why = has_no_credentials(prepared.asked, upstream) or await is_stale(prepared.asked, bulk.body)
         if why:
             raise NotKeptError(Reason.NOT_STORABLE, why)
@@ -68,15 +68,17 @@ class Desk:
         stored = Storable(
             bulk.identity,
             call.flow,
-            prepared.route.prefix,
+            prepared.plan.route.prefix,
             site.day(now),
             LaneKey(
-                prepared.route.prefix,
+                prepared.plan.route.prefix,
                 tuple(sorted(bulk.sources)),
                 repeatable=prepared.asked.kind == "read",
                 service=call.service,
             ),
-            StoredRequest(prepared.target, without_async(storable(prepared.fields.forwarded)), bulk.body, bulk.method),
+            StoredRequest(
+                prepared.plan.target, without_async(storable(prepared.fields.forwarded)), bulk.body, bulk.method
+            ),
         )
         try:
             place = await self._storing.store(kept, stored, site.settings.runs)

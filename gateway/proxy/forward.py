@@ -33,22 +33,14 @@ from gateway.proxy.kept import Behind, Noted, nobody, nothing
 from gateway.proxy.passage import Passage
 from gateway.proxy.refusing import OF_RUNS, PASSES, NotKeptError, Refuser, plain, send, what_to_do
 from gateway.proxy.relay import CutError, is_fault, relay
-from gateway.proxy.site import BulkCall, Prepared, Site
+from gateway.proxy.site import BulkCall, Plan, Prepared, Site
 from gateway.proxy.suspecting import Suspecting
-from gateway.proxy.wire import (
-    OWN_PATHS,
-    RequestFields,
-    origin_form,
-    path_of,
-    request_fields_of,
-    unsound,
-    untag,
-)
+from gateway.proxy.wire import OWN_PATHS, origin_form, request_fields
 from gateway.proxy.wsdl import can_be_rewritten, relay_description, translator
-from gateway.routing import outbound_target
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, TooLargeError, caller_soap_version
 from gateway.upstream import Answer, Exchange, GuardClosedError, Outbound, Upstream, UpstreamError
+from policies.classify import ClassDecision
 from policies.model import UNCLASSIFIED, Clock, Reason, Refusal, Slot, TrafficClass
 
 if TYPE_CHECKING:
@@ -56,7 +48,6 @@ if TYPE_CHECKING:
 
 _ADMISSIONS = 3
 """How often a call whose guard said no goes back to admission: once is enough, unless the clock jumps about."""
-_NOT_FORWARDED = {b"CONNECT", b"TRACE"}
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -104,30 +95,28 @@ class Proxy:
     def at_once(self, inbound: Inbound, number: int) -> bool:
         """Send a call that came to this listener on without a task, if nothing has to be waited for before that; return
         whether it was done."""
-        target = origin_form(inbound.target)
-        if target.startswith(OWN_PATHS):
-            return False
         call = Call(arrived=perf_counter())
-        prepared = self._prepared(inbound, number, call, target)
-        if isinstance(prepared, tuple) or call.traffic is TrafficClass.BULK or prepared.describes(inbound):
+        plan = self._plan(inbound, number)
+        if not isinstance(plan, Plan) or plan.decision.traffic is TrafficClass.BULK or plan.describes:
             return False
-        connection = prepared.upstream.quiet()
-        if connection is None:
+        connection = plan.upstream.quiet()
+        if connection is None or self.suspecting.makes_bulk(plan.decision.flow):
             return False
         self.in_flight += 1
-        exchange = prepared.upstream.send(prepared.whole(inbound, call), slot=None)
+        prepared = _prepared(call, plan, plan.decision)
+        exchange = plan.upstream.send(prepared.whole(inbound, call), slot=None)
         Passage(self, inbound, call, prepared, exchange).begin(connection)
         return True
 
     async def handle(self, inbound: Inbound, number: int) -> bool:
         """Take one call that came to this listener to its end; return whether the client's connection may go on."""
         call = Call(arrived=perf_counter())
+        plan = self._plan(inbound, number)
         self.in_flight += 1
-        target = origin_form(inbound.target)
-        if target.startswith(OWN_PATHS):
-            goes_on = partial(self.may_go_on, inbound)
+        if plan is None:
+            target, goes_on = origin_form(inbound.target), partial(self.may_go_on, inbound)
             return await self._to_its_end(inbound, call, self._desk.serve(inbound, call, self._site, target, goes_on))
-        return await self._to_its_end(inbound, call, self._take(inbound, number, call, target))
+        return await self._to_its_end(inbound, call, self._take(inbound, call, plan))
 
     async def go_on(self, inbound: Inbound, call: Call, prepared: Prepared, exchange: Exchange) -> bool:
         """Take one call that was sent to its end."""
@@ -158,32 +147,28 @@ class Proxy:
         self.suspecting.note(call)
         self._books.settle(call, perf_counter(), client=inbound.connection.peer)
 
-    def _prepared(self, inbound: Inbound, number: int, call: Call, target: bytes) -> Prepared | tuple[int, str]:
-        """Route and class a call; return it as it will go out, or the status and the reason why it will not."""
-        site = self._site
-        target, tagged = untag(target)
-        route = site.routes.of(target)
-        fields = request_fields_of(inbound.connection, inbound.headers, site.authority_of(route))
-        call.request_id = request_id_of(fields)
-        if (status_and_why := _not_forwarded(inbound, fields)) is not None:
-            return status_and_why
-        if route is None:
-            return 404, "No route leads there; see `bcss-gateway check`."
-        call.route, listener = route.prefix, site.settings.listeners[number]
-        decision = site.classifier.class_of(inbound, listener, target, fields, tagged=tagged)
-        if decision.traffic is TrafficClass.REALTIME and self.suspecting.makes_bulk(decision.flow):
-            decision = site.classifier.class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
-        call.traffic, call.rule, call.flow = decision.traffic, decision.rule, decision.flow
-        call.names_run = decision.run_id
-        asked = Asked(path_of(target), fields)
-        return Prepared(site, route, site.upstreams[route.upstream], outbound_target(target, route), asked)
+    def _plan(self, inbound: Inbound, number: int) -> Plan | tuple[int, str] | None:
+        """Return what becomes of such a call, or the status and the reason with which it is turned away; None: it is
+        for the desk. What becomes of real-time calls, their connection remembers."""
+        site, before, head = self._site, inbound.connection.memory, inbound.head
+        if isinstance(before, Plan) and before.site is site and (before.made_of is head or before.made_of == head):
+            return before
+        target = origin_form(inbound.target)
+        if target.startswith(OWN_PATHS):
+            return None
+        plan = site.plan(inbound, number, target)
+        if isinstance(plan, Plan) and plan.decision.traffic is TrafficClass.REALTIME and not plan.describes:
+            inbound.connection.memory = plan
+        return plan
 
-    async def _take(self, inbound: Inbound, number: int, call: Call, target: bytes) -> bool:
-        prepared = self._prepared(inbound, number, call, target)
-        if isinstance(prepared, tuple):
-            call.status, why = prepared
+    async def _take(self, inbound: Inbound, call: Call, plan: Plan | tuple[int, str]) -> bool:
+        if isinstance(plan, tuple):
+            call.request_id, (call.status, why) = request_id_of(request_fields(inbound.headers, None)), plan
             return plain(inbound, call.status, why, call.request_id)
-        fields = prepared.fields
+        decision, fields = plan.decision, plan.fields
+        if decision.traffic is TrafficClass.REALTIME and self.suspecting.makes_bulk(decision.flow):
+            decision = plan.suspected
+        prepared = _prepared(call, plan, decision)
         if b"expect" in fields.read and fields.first(b"expect").lower() == "100-continue":
             inbound.invite_body()
         if call.traffic is TrafficClass.BULK:
@@ -210,8 +195,9 @@ class Proxy:
     # Real-time.
 
     async def _realtime(self, inbound: Inbound, call: Call, prepared: Prepared) -> bool:
-        if prepared.describes(inbound) and not (inbound.has_body or prepared.fields.chunked):
-            prepared.translate = translator(prepared.route, prepared.site.settings.upstreams)
+        asks = prepared.plan.describes and not (inbound.has_body or prepared.fields.chunked)
+        if asks and prepared.plan.route.wsdl_address is not None:
+            prepared.translate = translator(prepared.plan.route, prepared.site.settings.upstreams)
             prepared.asked.fields = prepared.fields.without(b"accept-encoding")
         if inbound.body_is_here or await inbound.gathered():
             outbound = prepared.whole(inbound, call)
@@ -291,7 +277,7 @@ class Proxy:
         self, inbound: Inbound, call: Call, prepared: Prepared, outbound: Outbound, sources: frozenset[str]
     ) -> bool:
         if not sources:  # doubt is never faster: a slot wherever this route can lead
-            sources = frozenset({*(prepared.route.sources or prepared.site.catalogue.sources), UNCLASSIFIED})
+            sources = frozenset({*(prepared.plan.route.sources or prepared.site.catalogue.sources), UNCLASSIFIED})
         observe = self._observes(prepared.site)
         call.pools = self._slots.pools_of(sources)
         if observe and call.would_refuse is None:
@@ -391,7 +377,7 @@ class Proxy:
         return keep_alive
 
 
-def _not_forwarded(inbound: Inbound, fields: RequestFields) -> tuple[int, str] | None:
-    if wrong := unsound(fields, speaks_11=inbound.speaks_11):
-        return 400, f"The request cannot be forwarded: {wrong}."
-    return (405, "This method is not forwarded.") if inbound.method in _NOT_FORWARDED else None
+def _prepared(call: Call, plan: Plan, decision: ClassDecision) -> Prepared:
+    call.request_id, call.route = request_id_of(plan.fields), plan.route.prefix
+    call.traffic, call.rule, call.flow, call.names_run = decision.traffic, decision.rule, decision.flow, decision.run_id
+    return Prepared(plan, Asked(plan.path, plan.fields))

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 
 from gateway.config import Configuration, Route
-from gateway.inbound import Inbound
+from gateway.inbound import Head, Inbound
 from gateway.inbound.turns import Turns
 from gateway.proxy.calls import Call
 from gateway.proxy.classifier import Asked, Classifier
 from gateway.proxy.hearing import Hearing
 from gateway.proxy.prefer import prefers_async
 from gateway.proxy.refusing import Refuser
-from gateway.proxy.wire import RequestFields, is_description
-from gateway.routing import Routes
+from gateway.proxy.wire import RequestFields, is_description, path_of, request_fields, unsound, untag
+from gateway.routing import Routes, outbound_target
 from gateway.soap.wsdl import Translate
 from gateway.upstream import Outbound, Upstream
+from policies.classify import ClassDecision
+
+_NOT_FORWARDED = {b"CONNECT", b"TRACE"}
 
 
 class Site:
@@ -47,9 +50,35 @@ class Site:
         self.calendar = configuration.calendar
         self.observes_until = _end_of(configuration)
 
-    def authority_of(self, route: Route | None) -> bytes | None:
-        """Return what stands in Host behind a route; None: what the client wrote there."""
-        return self._authorities[route.upstream] if route is not None else None
+    def plan(self, inbound: Inbound, number: int, target: bytes) -> "Plan | tuple[int, str]":
+        """Route and class the requests that are as this one, which came to this listener; or return the status and the
+        reason with which they are turned away."""
+        target, tagged = untag(target)
+        route = self.routes.of(target)
+        fields = request_fields(inbound.headers, self._authorities[route.upstream] if route is not None else None)
+        if wrong := unsound(fields, speaks_11=inbound.speaks_11):
+            return 400, f"The request cannot be forwarded: {wrong}."
+        if inbound.method in _NOT_FORWARDED:
+            return 405, "This method is not forwarded."
+        if route is None:
+            return 404, "No route leads there; see `bcss-gateway check`."
+        listener, classes = self.settings.listeners[number], self.classifier
+        decision = classes.class_of(inbound, listener, target, fields, tagged=tagged)
+        suspected = classes.class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
+        outbound = Outbound(inbound.method, outbound_target(target, route), fields.forwarded, chunked=fields.chunked)
+        return Plan(
+            site=self,
+            route=route,
+            upstream=self.upstreams[route.upstream],
+            target=outbound.target,
+            path=path_of(target),
+            fields=fields,
+            decision=decision,
+            suspected=suspected,
+            describes=is_description(inbound.method, inbound.target),
+            line_and_header=outbound.head(),
+            made_of=inbound.head,
+        )
 
     def opens_at(self, now: datetime) -> datetime | None:
         """Return when bulk opens, if it is closed; None: it is open."""
@@ -60,21 +89,46 @@ class Site:
         return now.astimezone(self.calendar.zone).date().isoformat()
 
 
-@dataclass(slots=True)
-class Prepared:
-    """A request as it will go out, but for its body."""
+@dataclass(slots=True, eq=False)
+class Plan:
+    """What becomes of one client's requests that have the same line and header. They share it: nothing changes it.
+
+    A program's calls differ in their bodies, seldom in their headers, and have the same length often. What does not
+    depend on the time, on the body or on other calls is then known: a fifth of a call's CPU before it is sent on
+    (measured).
+    """
 
     site: Site
     route: Route
     upstream: Upstream
-    target: bytes
+    target: bytes  #: as it goes out
+    path: str
+    fields: RequestFields
+    decision: ClassDecision
+    suspected: ClassDecision  #: while its client behaves like a batch, and that counts
+    describes: bool  #: it asks for a WSDL or schema, unless it has a body
+    line_and_header: bytes  #: as they go out
+    made_of: Head
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A request as it will go out, but for its body."""
+
+    plan: Plan
     asked: Asked
     translate: Translate | None = None  #: exchanges the addresses in a WSDL
     unseen: list[bytes] | None = None  #: a real-time body that was not looked at yet
 
-    def describes(self, inbound: Inbound) -> bool:
-        """Whether the answer may be a WSDL in which addresses are exchanged."""
-        return self.route.wsdl_address is not None and is_description(inbound.method, inbound.target)
+    @property
+    def site(self) -> Site:
+        """Return what the configuration makes of it."""
+        return self.plan.site
+
+    @property
+    def upstream(self) -> Upstream:
+        """Return where it goes."""
+        return self.plan.upstream
 
     @property
     def fields(self) -> RequestFields:
@@ -83,14 +137,15 @@ class Prepared:
 
     def outbound(self, inbound: Inbound, body: bytes | None, stream: AsyncIterator[bytes] | None = None) -> Outbound:
         """Put the request together."""
+        plan, fields = self.plan, self.asked.fields
         return Outbound(
             method=inbound.method,
-            target=self.target,
-            headers=self.fields.forwarded,
-            lines=self.fields.lines,
+            target=plan.target,
+            headers=fields.forwarded,
             body=body,
             stream=stream,
-            chunked=self.fields.chunked,
+            chunked=fields.chunked,
+            written=plan.line_and_header if fields is plan.fields else None,
         )
 
     def whole(self, inbound: Inbound, call: Call) -> Outbound:

@@ -12,7 +12,6 @@ Never reads a body, never invents a field except `Host` (the upstream's), and, i
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 HOP_BY_HOP = frozenset(
     {
@@ -64,22 +63,12 @@ class RequestFields:
         default_factory=dict
     )  #: lower-case name -> values, only names the gateway reads
     hosts: int = 1  #: how many Host fields there were
-    raw: Fields = field(default_factory=list)  #: what it was made from
-    authority: bytes | None = None  #: likewise
     _texts: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
-    _lines: bytes | None = None
 
     @property
     def chunked(self) -> bool:
         """Whether the body comes chunked."""
         return b"transfer-encoding" in self.read
-
-    @property
-    def lines(self) -> bytes:
-        """The forwarded fields as they go out, each with its line's end."""
-        if self._lines is None:
-            self._lines = b"".join([b"%s: %s\r\n" % pair for pair in self.forwarded])
-        return self._lines
 
     def without(self, name: bytes) -> "RequestFields":
         """Return the same without a field, given in lower case, to be forwarded."""
@@ -97,22 +86,6 @@ class RequestFields:
         if texts is None:
             texts = self._texts[name] = tuple([value.decode("latin-1") for value in self.read.get(name, ())])
         return texts
-
-
-class Client(Protocol):
-    """A client's connection, which remembers something for us."""
-
-    memory: object
-
-
-def request_fields_of(client: Client, raw: Fields, authority: bytes | None) -> RequestFields:
-    """Split a request's raw header, or return what was made of the one before on this connection, where it is the same
-    to the octet: a program's calls differ in their bodies, seldom in their headers (7 of 90 us, measured)."""
-    before = client.memory
-    if type(before) is RequestFields and before.raw == raw and before.authority == authority:
-        return before
-    fields = client.memory = request_fields(raw, authority)
-    return fields
 
 
 def _kind_of(name: bytes) -> tuple[bytes, bool, bool]:
@@ -144,7 +117,7 @@ def request_fields(raw: Fields, authority: bytes | None) -> RequestFields:
         forwarded.insert(0, (b"Host", authority))
     connection = read.get(b"connection")
     kept = _without_named(forwarded, connection) if connection else forwarded
-    return RequestFields(kept, read, hosts, raw, authority)
+    return RequestFields(kept, read, hosts)
 
 
 def unsound(fields: RequestFields, *, speaks_11: bool) -> str:

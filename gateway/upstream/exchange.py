@@ -42,13 +42,13 @@ class Outbound:
     pieces: list[bytes] | None = None  #: a body as it came, real-time only: joining it would copy it once more
     stream: AsyncIterator[bytes] | None = None
     chunked: bool = False  #: the client sent it chunked; else `headers` carry its Content-Length
-    lines: bytes | None = None  #: `headers` as they go out, where somebody has written them
+    written: bytes | None = None  #: what `head` returns, where somebody has kept it
 
     def head(self) -> bytes:
         """Write the request line and header."""
-        lines = self.lines
-        if lines is None:
-            lines = b"".join([b"%s: %s\r\n" % field for field in self.headers])
+        if self.written is not None:
+            return self.written
+        lines = b"".join([b"%s: %s\r\n" % field for field in self.headers])
         framing = b"Transfer-Encoding: chunked\r\n" if self.chunked else b""
         return b"%s %s HTTP/1.1\r\n%s%s\r\n" % (self.method, self.target, lines, framing)
 
