@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from gateway.inbound.reading import Known, ReadingHalf
 from gateway.inbound.request import Head, Inbound, reset_on_close, subject_of
 from gateway.inbound.turns import BEGIN_S
+from gateway.lending import LARGE
 
 if TYPE_CHECKING:
     from gateway.inbound.listener import Listener
@@ -124,14 +125,14 @@ class Connection(ReadingHalf):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
         """Lend the listener's buffer: what is received is read at once, so all connections share it."""
-        return self._listener.buffer
+        return self._listener.buffer.view
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what came: now, or when there is time for it."""
         if (known := self._recognised(nbytes)) is not None:
             self._take_again(known)
             return
-        data = self._listener.buffer[:nbytes]
+        data = self._listener.buffer.view[:nbytes]
         if self._current is not None or not self._listener.crowd.keeps(self, data):
             self.take(data)
         else:
@@ -154,8 +155,12 @@ class Connection(ReadingHalf):
         listener = self._listener
         listener.idle.pop(self, None)
         self._current = inbound = Inbound(self, listener.limits, known.head)
-        if body := bytes(listener.buffer[len(known.octets) : known.size]):
+        body = listener.buffer.view[len(known.octets) : known.size]
+        if len(body) >= LARGE:
+            listener.buffer.lend()
             inbound.feed(body)
+        elif body:
+            inbound.feed(bytes(body))
         inbound.finish()
         self._begin_now()
 
@@ -281,7 +286,7 @@ class Connection(ReadingHalf):
 
     # Writing.
 
-    def write(self, data: bytes | list[bytes]) -> bool:
+    def write(self, data: bytes | memoryview | list[bytes | memoryview]) -> bool:
         """Write octets, or pieces of them; return whether there is somebody to write to."""
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -289,7 +294,7 @@ class Connection(ReadingHalf):
         if type(data) is list:
             transport.writelines(data)
         else:
-            transport.write(cast(bytes, data))
+            transport.write(cast("bytes | memoryview", data))
         return True
 
     def pause_writing(self) -> None:

@@ -13,9 +13,8 @@ from gateway.inbound.connection import Connection
 from gateway.inbound.crowd import Crowd
 from gateway.inbound.request import Inbound
 from gateway.inbound.turns import Turns
+from gateway.lending import Lender
 
-READ_SIZE = 256 * 1024
-"""Octets that are read at once at the most."""
 Handler = Callable[[Inbound], Awaitable[bool]]
 """Takes a call to its end; returns whether the connection may go on."""
 
@@ -58,8 +57,7 @@ class Listener:
         self.on_refused_connection = on_refused_connection
         self.connections: set[Connection] = set()
         self.idle: OrderedDict[Connection, float] = OrderedDict()  #: since when, oldest first
-        self.octets = bytearray(READ_SIZE)  #: what was received last
-        self.buffer = memoryview(self.octets)
+        self.buffer = Lender()
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __call__(self) -> Connection:

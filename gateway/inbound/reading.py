@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import httptools
 
 from gateway.inbound.request import BrokenBodyError, Head, Inbound, without_offer
+from gateway.lending import LARGE, MOST_OF_HEAD
 
 if TYPE_CHECKING:
     from gateway.inbound.listener import Listener
@@ -46,6 +47,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
         "_header_timer",
         "_holds",
         "_known",
+        "_left",
         "_listener",
         "_midway",
         "_offer",
@@ -65,6 +67,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
         self._offer: bytes | None = None  # the request line of a request that offers to upgrade
         self._midway = False  # in a message
         self._known: Known | None = None  # what the last request began with
+        self._left = 0  # octets of a large body that come next, past llhttp, which has read its header
         self._unread = 0  # octets since something was understood: a header, chunk sizes or trailers without end
         self._receiving: Inbound | None = None  # whose body is coming
         self._current: Inbound | None = None  # whose answer is awaited
@@ -90,6 +93,25 @@ class ReadingHalf(asyncio.BufferedProtocol):
     # What came.
 
     def _read(self, data: memoryview | bytes) -> None:
+        if self._left:
+            data = self._pass(data)
+        elif len(data) >= LARGE and not self._midway:
+            head = bytes(data[:MOST_OF_HEAD]).find(b"\r\n\r\n") + 4
+            self._feed(data[:head])
+            self._measure()
+            data = self._pass(data[head:]) if self._left else data[head:]
+        if data and self._fault is None and not self._closing:
+            measures = not self._left and self._receiving is None
+            self._feed(data)
+            if measures:
+                self._measure()
+        if self._unread > self._listener.limits.head_size and self._fault is None:
+            self._unreadable(431, "its header is too large")
+        elif self._receiving is None and self._unread and self._header_timer is None:
+            time = self._listener.limits.header_time
+            self._header_timer = asyncio.get_running_loop().call_later(time, self._header_is_late)
+
+    def _feed(self, data: memoryview | bytes) -> None:
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
         self._unread += len(data)
@@ -106,16 +128,32 @@ class ReadingHalf(asyncio.BufferedProtocol):
             except httptools.HttpParserError as error:
                 self._unreadable(400, _TLS if data[:1] == b"\x16" else str(error))
             break
-        if self._unread > self._listener.limits.head_size and self._fault is None:
-            self._unreadable(431, "its header is too large")
-        elif self._receiving is None and self._unread and self._header_timer is None:
-            time = self._listener.limits.header_time
-            self._header_timer = asyncio.get_running_loop().call_later(time, self._header_is_late)
+
+    def _measure(self) -> None:
+        """Note how much is to come of a large body whose length is known: it need not go through llhttp."""
+        inbound = self._receiving
+        if inbound is not None and (length := inbound.head.length) is not None and length - inbound.size >= LARGE:
+            self._left = length - inbound.size
+
+    def _pass(self, data: memoryview | bytes) -> memoryview | bytes:
+        """Take what comes of a large body as it is; return what is behind its end."""
+        piece, rest = data[: self._left], data[self._left :]
+        self._left -= len(piece)
+        if self._receiving is not None and piece:
+            if len(piece) >= LARGE and isinstance(piece, memoryview):
+                self._listener.buffer.lend()
+                self._receiving.feed(piece)
+            else:
+                self._receiving.feed(bytes(piece))
+        if not self._left:
+            self._parser = httptools.HttpRequestParser(self)
+            self.on_message_complete()
+        return rest
 
     def _recognised(self, nbytes: int) -> Known | None:
         """Return how the request begins that has come whole, if it begins as the last one did."""
         known = self._known
-        if known is None or nbytes != known.size or not self._listener.octets.startswith(known.octets):
+        if known is None or nbytes != known.size or not self._listener.buffer.octets.startswith(known.octets):
             return None
         if self._midway or self._current is not None or self._closing or self._fault is not None:
             return None
@@ -132,7 +170,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
             return
         if octets.find(b"\r\n\r\n") + 4 != len(octets) or octets[:1] in b"\r\n":
             return  # something else came with it
-        if not any(name.lower() == b"transfer-encoding" for name, _ in head.fields):
+        if (head.length or 0) == inbound.size:
             self._known = Known(octets, len(data), head)
 
     def _without_offer(self) -> bytes:

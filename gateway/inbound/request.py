@@ -61,6 +61,19 @@ class Head:
     speaks_11: bool  #: the client understands chunked answers and 1xx
     keeps_alive: bool  #: the client wants its connection to go on
 
+    @property
+    def length(self) -> int | None:
+        """Octets of the body by `Content-Length`; None: it has none, or is chunked. llhttp has seen to it that there is
+        one of them at the most, and that it is a number."""
+        length = None
+        for name, value in self.fields:
+            lower = name.lower()
+            if lower == b"transfer-encoding":
+                return None
+            if lower == b"content-length":
+                length = int(value)
+        return length
+
 
 _NOTHING = Head(b"", b"", [], speaks_11=True, keeps_alive=False)
 
@@ -97,7 +110,7 @@ class Inbound:
         self.body_is_here = False  #: the whole body has arrived (true also when there is none)
         self.sent = 0  #: bytes of the answer written so far
         self._limits = limits
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._size = 0
         self._has_come = False
         self._enough = 0  # wake the reader when more than this waits
@@ -112,7 +125,7 @@ class Inbound:
 
     # The connection's side.
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Take a piece of the body."""
         self._parts.append(data)
         self._size += len(data)
@@ -157,10 +170,9 @@ class Inbound:
 
     def take(self) -> bytes:
         """Return what has arrived of the body and was not taken yet; never waits."""
-        parts = self.take_pieces()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(self.take_pieces())
 
-    def take_pieces(self) -> list[bytes]:
+    def take_pieces(self) -> list[bytes | memoryview]:
         """Return the same as it came, in pieces: joining 200 kB would copy them once more."""
         parts, self._parts = self._parts, []
         self._size = 0
@@ -259,7 +271,7 @@ class Inbound:
         self.head = _NOTHING
         self.connection.rest()
 
-    def write(self, *pieces: bytes) -> None:
+    def write(self, *pieces: bytes | memoryview) -> None:
         """Write octets of the answer.
 
         Raises:

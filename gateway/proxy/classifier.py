@@ -26,6 +26,8 @@ from policies.model import Digest
 K = TypeVar("K")
 V = TypeVar("V")
 _MAX_DECISIONS = 1024
+_BEGINNING = 16_384
+"""Octets of a body in which it is looked for what is remembered: more than any header takes, and quickly copied."""
 SLICE_COST_S = SLICE_S / 2
 """Of a slice of a digest (32 KiB): half a millisecond, and up to one where there is much markup (measured)."""
 
@@ -102,18 +104,18 @@ class Classifier:
         """Return who a client is, as far as that is verified."""
         return identity_of(inbound.connection.peer, inbound.connection.subject, self._rules)
 
-    def look(self, call: Call, asked: Asked, pieces: list[bytes]) -> None:
+    def look(self, call: Call, asked: Asked, pieces: list[bytes | memoryview]) -> None:
         """Look at a whole real-time body."""
-        beginning = b"" if asked.content_encoding or not pieces else pieces[0]
+        beginning = b"" if asked.content_encoding or not pieces else bytes(pieces[0][:_BEGINNING])
         found = self._prefixes.lookup(beginning, asked.content_type)
         if found is None:
             peek = Peek(asked.content_type, asked.content_encoding, self._catalogue.selectors)
             for piece in pieces:
-                if peek.feed(piece):
+                if peek.feed(bytes(piece)):
                     break
             found = peek.result()
             if beginning:
-                self._prefixes.learn(beginning, asked.content_type, peek)
+                self._prefixes.learn(bytes(pieces[0]), asked.content_type, peek)
         self._find(call, asked, found)
 
     async def looked_at(self, inbound: Inbound, call: Call, asked: Asked) -> AsyncIterator[bytes]:

@@ -340,8 +340,13 @@ class Proxy:
         """Note that the exchange is over, and look at what was asked, if nobody did."""
         assert call.sent_at is not None
         call.upstream = perf_counter() - call.sent_at
-        if prepared.unseen is not None:
-            prepared.site.classifier.look(call, prepared.asked, prepared.unseen)
+        self.look(call, prepared)
+
+    def look(self, call: Call, prepared: Prepared) -> None:
+        """Look at a real-time body, for metrics, if nobody did."""
+        if (unseen := prepared.unseen) is not None:
+            prepared.unseen = None
+            prepared.site.classifier.look(call, prepared.asked, unseen)
 
     def forwarded(self, call: Call, answer: Answer) -> None:
         """Note that a call has its answer."""

@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from gateway.inbound import ClientGoneError, Inbound
+from gateway.lending import LARGE
 from gateway.proxy.calls import Call
 from gateway.proxy.relay import write_beginning
 from gateway.proxy.site import Prepared
@@ -46,6 +47,8 @@ class Passage:
         self._call.sent_at = perf_counter()
         try:
             self._exchange.start(connection, self._answered)
+            if self._call.bytes_in >= LARGE:  # and not later: what is looked at holds a buffer
+                self._proxy.look(self._call, self._prepared)
         except Exception as error:  # noqa: BLE001  # a defect: it is told
             self._end_with(error)
 

@@ -64,7 +64,7 @@ def write_beginning(
     pieces = answer.take_pieces()
     if copy is not None:
         for piece in pieces:
-            copy(piece)
+            copy(bytes(piece))
     if chunked:
         pieces = [*map(_framed, pieces), _LAST_CHUNK if answer.complete else b""]
     if sum(map(len, pieces)) > SMALL:
@@ -91,7 +91,7 @@ async def _stream(inbound: Inbound, answer: Answer, copy: Copy | None, *, chunke
         inbound.write(_LAST_CHUNK)
 
 
-def _framed(data: bytes) -> bytes:
+def _framed(data: bytes | memoryview) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data) if data else b""
 
 

@@ -118,7 +118,7 @@ class Prepared:
     plan: Plan
     asked: Asked
     translate: Translate | None = None  #: exchanges the addresses in a WSDL
-    unseen: list[bytes] | None = None  #: a real-time body that was not looked at yet
+    unseen: list[bytes | memoryview] | None = None  #: a real-time body that was not looked at yet
 
     @property
     def site(self) -> Site:

@@ -45,7 +45,7 @@ class Answer:
         self.has_body = True
         self.complete = False  #: the last byte has come from the upstream
         self.trouble: UpstreamError | None = None  #: why it will not be complete
-        self._waiting: list[bytes] = []
+        self._waiting: list[bytes | memoryview] = []
         self._size = 0
         self._paused = False
         self._pause = pause
@@ -54,10 +54,9 @@ class Answer:
 
     def take(self) -> bytes:
         """Return what has come of the body and was not taken yet; never waits."""
-        pieces = self.take_pieces()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(self.take_pieces())
 
-    def take_pieces(self) -> list[bytes]:
+    def take_pieces(self) -> list[bytes | memoryview]:
         """Return the same in the pieces in which it came."""
         pieces, self._waiting = self._waiting, []
         self._size = 0
@@ -88,7 +87,12 @@ class Answer:
 
     # The connection's side.
 
-    def feed(self, data: bytes) -> None:
+    @property
+    def size(self) -> int:
+        """Octets that have come of the body and were not taken yet."""
+        return self._size
+
+    def feed(self, data: bytes | memoryview) -> None:
         """Take a piece of the body."""
         self._waiting.append(data)
         self._size += len(data)

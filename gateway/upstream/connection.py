@@ -19,6 +19,7 @@ from typing import cast
 
 import httptools
 
+from gateway.lending import LARGE, MOST_OF_HEAD, Lender
 from gateway.upstream.answer import Answer, framing
 from gateway.upstream.tls import Tls
 from gateway.upstream.troubles import BrokenAnswerError, UnreachableError, UpstreamError, tls_trouble
@@ -32,7 +33,7 @@ class Connection(WritingHalf):
     """A connection, one exchange at a time. `on_over` is called once, when it has ended."""
 
     def __init__(
-        self, sock: socket.socket, tls: Tls | None, on_over: Callable[["Connection"], None], buffer: memoryview
+        self, sock: socket.socket, tls: Tls | None, on_over: Callable[["Connection"], None], buffer: Lender
     ) -> None:
         super().__init__(sock, tls)
         self._poll = select.poll()
@@ -52,6 +53,7 @@ class Connection(WritingHalf):
         self._until_end = False  # the body ends with the connection
         self._fields: list[tuple[bytes, bytes]] = []
         self._reason, self._head_size = b"", 0
+        self._left = 0  # octets of a large body that come next, past llhttp, which has read its header
         self._fault = ""  # what a callback of the parser found wrong
 
     # The life of the connection.
@@ -85,13 +87,13 @@ class Connection(WritingHalf):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
         """Lend the pool's buffer: what is received is read at once, so all connections share it."""
-        return self._buffer
+        return self._buffer.view
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what came."""
         if self.closed:
             return
-        data: memoryview | bytes = self._buffer[:nbytes]
+        data: memoryview | bytes = self._buffer.view[:nbytes]
         if self._tls is not None:
             try:
                 data = self._decrypted(self._tls, data)
@@ -158,7 +160,7 @@ class Connection(WritingHalf):
         self._on_complete = on_complete
         self._bodiless = bodiless
         self.handed_out = self.wrote = self.reusable = self._discarding = self._until_end = False
-        self._head_size = 0
+        self._head_size = self._left = 0
         return answer
 
     def discard(self) -> None:
@@ -192,7 +194,7 @@ class Connection(WritingHalf):
         if not answer.status:
             self._head_size += len(data)
         try:
-            self._parser.feed_data(data)
+            self._feed(answer, data)
         except httptools.HttpParserUpgrade:
             self._fault = "it switches protocols, which nobody asked for"
         except httptools.HttpParserError:
@@ -211,6 +213,40 @@ class Connection(WritingHalf):
                 self._loop.call_soon(on_head)
             else:
                 on_head()
+
+    def _feed(self, answer: Answer, data: bytes | memoryview) -> None:
+        had_head = answer.status
+        if self._left:
+            data = self._pass(data)
+        elif len(data) >= LARGE and not had_head:
+            head = bytes(data[:MOST_OF_HEAD]).find(b"\r\n\r\n") + 4
+            self._parser.feed_data(data[:head])
+            self._measure(answer)
+            data = self._pass(data[head:]) if self._left else data[head:]
+        if data:
+            self._parser.feed_data(data)
+            if not had_head:
+                self._measure(answer)
+
+    def _measure(self, answer: Answer) -> None:
+        """Note how much is to come of a large body whose length is known: it need not go through llhttp."""
+        if answer.length is not None and answer.has_body and not (answer.complete or self._fault or self._left):
+            left = answer.length - answer.size
+            self._left = left if left >= LARGE else 0
+
+    def _pass(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Take what comes of a large body as it is; return what is behind its end."""
+        piece, rest = data[: self._left], data[self._left :]
+        self._left -= len(piece)
+        if len(piece) >= LARGE and isinstance(piece, memoryview) and not self._discarding:
+            self._buffer.lend()
+            self.on_body(piece)
+        elif piece:
+            self.on_body(bytes(piece))
+        if not self._left:
+            self._complete()
+            self._parser = httptools.HttpResponseParser(self)
+        return rest
 
     def _broken(self, what: str) -> None:
         self.fail(BrokenAnswerError(f"the upstream's answer cannot be used: {what}", bytes_written=True))
@@ -284,7 +320,7 @@ class Connection(WritingHalf):
         if self._bodiless:
             self._complete()
 
-    def on_body(self, data: bytes) -> None:
+    def on_body(self, data: bytes | memoryview) -> None:
         """Take a piece of the body."""
         if self.answer is not None and not self._discarding and not self._fault:
             self.answer.feed(data)

@@ -39,7 +39,9 @@ class Outbound:
     target: bytes
     headers: list[tuple[bytes, bytes]]  #: end-to-end fields, in order and case
     body: bytes | None = None
-    pieces: list[bytes] | None = None  #: a body as it came, real-time only: joining it would copy it once more
+    pieces: list[bytes | memoryview] | None = (
+        None  #: a body as it came, real-time only: joining it would copy it once more
+    )
     stream: AsyncIterator[bytes] | None = None
     chunked: bool = False  #: the client sent it chunked; else `headers` carry its Content-Length
     written: bytes | None = None  #: what `head` returns, where somebody has kept it
@@ -190,6 +192,7 @@ class Exchange:
         outbound = self._outbound
         if outbound.pieces is not None and not outbound.chunked and sum(map(len, outbound.pieces)) > SMALL:
             connection.send(outbound.head(), *outbound.pieces)
+            outbound.pieces = None  # they may hold buffers that others wait to receive into
         else:
             connection.send(self._whole())
         self._written = True

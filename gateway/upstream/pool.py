@@ -18,14 +18,12 @@ from dataclasses import dataclass
 import aiohappyeyeballs
 
 from gateway.config import UpstreamSettings
+from gateway.lending import Lender
 from gateway.upstream.connection import Connection
 from gateway.upstream.exchange import Exchange, Outbound
 from gateway.upstream.tls import Tls, client_context
 from gateway.upstream.troubles import UnreachableError, UpstreamError
 from policies.model import Clock, Slot
-
-READ_SIZE = 256 * 1024
-"""Octets that are read at once at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Upstream:
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._dialling = 0
-        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._buffer = Lender()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
         self._watched: set[Exchange] = set()

@@ -39,7 +39,7 @@ class Tls:
         """Return what TLS itself wants to send: alerts, key updates."""
         return self._outgoing.read()
 
-    def encrypt(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes | memoryview) -> bytes:
         """Return the records that carry `data`."""
         self._session.write(data)
         return self._outgoing.read()

@@ -47,13 +47,13 @@ class WritingHalf(asyncio.BufferedProtocol):
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
-    def send(self, *pieces: bytes) -> None:
+    def send(self, *pieces: bytes | memoryview) -> None:
         """Send octets of a real-time request; what the kernel does not take waits in the transport (see `drained`)."""
         if self.closed:
             raise BrokenAnswerError("the connection was closed before the request was sent", bytes_written=self.wrote)
         self.wrote = True
         if self._tls is not None:
-            pieces = tuple(map(self._tls.encrypt, pieces))
+            pieces = tuple([self._tls.encrypt(piece) for piece in pieces])
         if len(pieces) == 1:
             self._transport.write(pieces[0])
         else:
