@@ -47,7 +47,17 @@ class Work(Protocol):
 class Connection(ReadingHalf):
     """A client connection. Made by `Listener`."""
 
-    __slots__ = ("_drained", "_queued", "_unbegun", "_work", "_writing_paused", "memory", "peer", "subject")
+    __slots__ = (
+        "_drained",
+        "_on_drained",
+        "_queued",
+        "_unbegun",
+        "_work",
+        "_writing_paused",
+        "memory",
+        "peer",
+        "subject",
+    )
 
     def __init__(self, listener: "Listener") -> None:
         super().__init__(listener)
@@ -56,6 +66,7 @@ class Connection(ReadingHalf):
         self._work: Work | None = None
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
+        self._on_drained: Callable[[], None] | None = None
         self.memory: object = None  #: what the handler wants to know again at the next call
         self.peer = ""  #: the client's address
         self.subject = ""  #: the subject of its TLS certificate, verified by the handshake, or empty
@@ -306,6 +317,15 @@ class Connection(ReadingHalf):
         self._writing_paused = False
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+        if (on_drained := self._on_drained) is not None:
+            self._on_drained = None
+            on_drained()
+
+    def is_slow(self, on_drained: Callable[[], None]) -> bool:
+        """Say whether the client has not taken what was written; if so, `on_drained` is called when it has."""
+        if self._writing_paused:
+            self._on_drained = on_drained
+        return self._writing_paused
 
     async def drained(self) -> bool:
         """Wait until the client has taken what was written; return whether it is still there."""

@@ -1,8 +1,8 @@
 """A real-time call without a task: what came is sent on where it was read, and its answer where that was read.
 
-Most calls need nobody to wait: the body is here whole, a connection to the upstream is kept, the answer comes in one
-piece. As callbacks such a call costs a seventh less than as a task, and two turns of the event loop less until it is
-answered (measured; RESULTS.md). Whatever is not so goes on as a task, from where it stands.
+Most calls need nobody to wait: the body is here whole, and a connection to the upstream is kept. As callbacks such a
+call takes two turns of the event loop less until it is answered. Whatever is not so goes on as a task, from where it
+stands; so does what the upstream left without an answer.
 
 Rules that always hold:
 - As for every call (`gateway.proxy.forward`): it is answered or its connection is cut, and stands in the books once.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from gateway.inbound import ClientGoneError, Inbound
 from gateway.lending import LARGE
 from gateway.proxy.calls import Call
-from gateway.proxy.relay import write_beginning
+from gateway.proxy.relay import write_beginning, write_more
 from gateway.proxy.site import Prepared
 from gateway.upstream import Answer, Connection, Exchange
 
@@ -30,7 +30,18 @@ if TYPE_CHECKING:
 class Passage:
     """One call. Made by `Proxy.at_once`."""
 
-    __slots__ = ("_call", "_exchange", "_inbound", "_is_over", "_prepared", "_proxy", "_task")
+    __slots__ = (
+        "_call",
+        "_exchange",
+        "_goes_on",
+        "_has_begun",
+        "_inbound",
+        "_is_chunked",
+        "_is_over",
+        "_prepared",
+        "_proxy",
+        "_task",
+    )
 
     def __init__(self, proxy: "Proxy", inbound: Inbound, call: Call, prepared: Prepared, exchange: Exchange) -> None:
         self._proxy = proxy
@@ -40,13 +51,15 @@ class Passage:
         self._exchange = exchange
         self._task: asyncio.Task[None] | None = None  # what it has become, and has not begun
         self._is_over = False
+        self._has_begun = False  # the answer, towards the client
+        self._goes_on = self._is_chunked = False
 
     def begin(self, connection: Connection) -> None:
         """Send the request on a connection to the upstream that nobody uses."""
         self._inbound.connection.carried_by(self)
         self._call.sent_at = perf_counter()
         try:
-            self._exchange.start(connection, self._answered)
+            self._exchange.start(connection, self._news)
             if self._call.bytes_in >= LARGE:  # and not later: what is looked at holds a buffer
                 self._proxy.look(self._call, self._prepared)
         except Exception as error:  # noqa: BLE001  # a defect: it is told
@@ -60,39 +73,60 @@ class Passage:
             self._task.cancel()
         self._call.outcome = "client_gone"
         self._exchange.leave(answered=False)
+        self._proxy.exchanged(self._call, self._prepared)
         self._end()
 
-    def _answered(self) -> None:
-        """The answer's header is there, or never will be (called by the upstream's connection)."""
+    def _news(self) -> None:
+        """Go on: there is something of the answer, or never will be, or the client has taken what there was."""
         answer, inbound = self._exchange.answer, self._inbound
-        if answer is None or answer.trouble is not None or not answer.complete:
-            self._task = inbound.connection.carry_on(inbound, self._as_task)
-            inbound.connection.carried_by(self)  # a task that is cancelled before it began does nothing
+        if self._is_over or answer is None:
             return
-        goes_on = False
         try:
-            goes_on = self._passed(answer)
+            if self._has_begun:
+                self._go_on_with(answer)
+            elif answer.trouble is None:
+                self._begin_with(answer)
+            else:
+                self._task = inbound.connection.carry_on(inbound, self._as_task)
+                inbound.connection.carried_by(self)  # a task that is cancelled before it began does nothing
         except ClientGoneError:
-            self._call.outcome = "client_gone"
-        except Exception as error:  # noqa: BLE001  # as above
+            self._finish("client_gone")
+        except Exception as error:  # noqa: BLE001  # a defect: it is told
             self._end_with(error)
-            return
-        self._end()
-        inbound.connection.over(inbound, goes_on=goes_on)
 
-    def _passed(self, answer: Answer) -> bool:
-        proxy, call, inbound, prepared = self._proxy, self._call, self._inbound, self._prepared
-        is_passed = False
-        try:
-            call.status = answer.status
-            extra, goes_on = proxy.own_lines(call, prepared), proxy.may_go_on(inbound)
-            goes_on, _ = write_beginning(inbound, answer, extra, keep_alive=goes_on)
-            is_passed = True
-        finally:
-            self._exchange.leave(answered=is_passed)
-            proxy.exchanged(call, prepared)
-        proxy.forwarded(call, answer)
-        return goes_on
+    def _begin_with(self, answer: Answer) -> None:
+        proxy, call, inbound = self._proxy, self._call, self._inbound
+        call.status = answer.status
+        extra, goes_on = proxy.own_lines(call, self._prepared), proxy.may_go_on(inbound)
+        self._has_begun = True
+        self._goes_on, self._is_chunked = write_beginning(inbound, answer, extra, keep_alive=goes_on)
+        if answer.complete:
+            self._finish("forwarded")
+        else:
+            self._exchange.handed_out(answer)
+
+    def _go_on_with(self, answer: Answer) -> None:
+        inbound = self._inbound
+        if inbound.connection.is_slow(self._news):
+            return
+        write_more(inbound, answer, chunked=self._is_chunked)
+        if answer.trouble is not None:
+            inbound.cut()
+            self._finish("cut")
+        elif answer.complete:
+            self._finish("forwarded")
+
+    def _finish(self, outcome: str) -> None:
+        proxy, call, inbound, answer = self._proxy, self._call, self._inbound, self._exchange.answer
+        is_whole = outcome == "forwarded"
+        self._exchange.leave(answered=is_whole)
+        proxy.exchanged(call, self._prepared)
+        if is_whole and answer is not None:
+            proxy.forwarded(call, answer)
+        else:
+            call.outcome = outcome
+        self._end()
+        inbound.connection.over(inbound, goes_on=is_whole and self._goes_on)
 
     async def _as_task(self, inbound: Inbound) -> bool:
         assert self._task is not None

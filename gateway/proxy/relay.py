@@ -74,6 +74,19 @@ def write_beginning(
     return keep_alive, chunked
 
 
+def write_more(inbound: Inbound, answer: Answer, *, chunked: bool) -> None:
+    """Write what more there is of an answer, which may be its end.
+
+    Raises:
+        ClientGoneError: the client went away.
+    """
+    pieces = answer.take_pieces()
+    if chunked:
+        pieces = [*map(_framed, pieces), _LAST_CHUNK if answer.complete else b""]
+    if any(pieces):
+        inbound.write(*pieces)
+
+
 async def _stream(inbound: Inbound, answer: Answer, copy: Copy | None, *, chunked: bool) -> None:
     try:
         await inbound.drain()

@@ -47,7 +47,8 @@ class Connection(WritingHalf):
         self.answer: Answer | None = None
         self.handed_out = False  #: somebody has looked at the answer
         self.reusable = False  #: the answer ended in order, and the upstream keeps the connection
-        self._on_head: Callable[[], None] | None = None
+        self._on_news: Callable[[], None] | None = None
+        self._once = True
         self._on_complete: Callable[[], None] | None = None
         self._bodiless = self._discarding = False
         self._until_end = False  # the body ends with the connection
@@ -73,6 +74,7 @@ class Connection(WritingHalf):
         in_order = exc is None and (self._tls is None or self._tls.closed_in_order)
         if self._until_end and in_order and self.answer is not None and not self.answer.complete:
             self._complete()
+            self._tell()
         what = "reset" if exc is not None else "closed"
         why = f"the connection was {what} before the answer was complete"
         self.fail(BrokenAnswerError(why, bytes_written=self.wrote))
@@ -152,11 +154,16 @@ class Connection(WritingHalf):
 
     # Reading.
 
-    def begin(self, *, bodiless: bool, on_head: Callable[[], None], on_complete: Callable[[], None]) -> Answer:
-        """Expect an answer. `bodiless`: HEAD was asked. `on_complete` is called when its last byte has come, `on_head`
-        once its header is there, or never will be, and all was read that came with it."""
+    def begin(
+        self, *, bodiless: bool, on_news: Callable[[], None], once: bool, on_complete: Callable[[], None]
+    ) -> Answer:
+        """Expect an answer. `bodiless`: HEAD was asked.
+
+        `on_complete` is called when its last byte has come; `on_news` once its header is there, or never will be, and
+        all was read that came with it, and from then on when there is more of it, or will be no more, unless `once`.
+        """
         self.answer = answer = Answer(self._pause_reading, self._resume_reading)
-        self._on_head = on_head
+        self._on_news, self._once = on_news, once
         self._on_complete = on_complete
         self._bodiless = bodiless
         self.handed_out = self.wrote = self.reusable = self._discarding = self._until_end = False
@@ -176,15 +183,20 @@ class Connection(WritingHalf):
 
     def end(self) -> None:
         """Expect nothing any more."""
-        self.answer = self._on_head = self._on_complete = None
+        self.answer = self._on_news = self._on_complete = None
 
     def fail(self, trouble: UpstreamError) -> None:
         """Tell whoever waits for the answer that it will not come, or not whole."""
         if self.answer is not None and not self.answer.complete and self.answer.trouble is None:
             self.answer.fail(trouble)
-            if (on_head := self._on_head) is not None:
-                self._on_head = None
-                on_head()
+            self._tell()
+
+    def _tell(self) -> None:
+        on_news = self._on_news
+        if self._once:
+            self._on_news = None
+        if on_news is not None:
+            on_news()
 
     def _parse(self, data: bytes | memoryview) -> None:
         answer = self.answer
@@ -205,14 +217,14 @@ class Connection(WritingHalf):
             self._broken(self._fault)
         elif not answer.status and self._head_size > MAX_HEAD:
             self._broken(_OVERSIZE)
-        elif answer.status and (on_head := self._on_head) is not None:
+        elif answer.status and self._on_news is not None:
             # After the whole: its end may give a slot to the next call. Such calls go out before any answer that came
             # at the same time is relayed (else half a millisecond of each slot's time is lost, measured).
-            self._on_head = None
             if self._is_bulk:
-                self._loop.call_soon(on_head)
+                self._loop.call_soon(self._on_news)
+                self._on_news = None
             else:
-                on_head()
+                self._tell()
 
     def _feed(self, answer: Answer, data: bytes | memoryview) -> None:
         had_head = answer.status

@@ -96,13 +96,14 @@ class Exchange:
         self._group: asyncio.TaskGroup | None = None
         self._pump: asyncio.Task[None] | None = None
 
-    def start(self, connection: Connection, on_head: Callable[[], None]) -> None:
+    def start(self, connection: Connection, on_news: Callable[[], None]) -> None:
         """Send a real-time request that is here whole, without waiting, and not entering the exchange.
 
-        `on_head` is called once the answer's header is there, or never will be, and all was read that came with it;
-        then the exchange is to be entered, or left by `leave`.
+        `on_news` is called once the answer's header is there, or never will be, and all was read that came with it.
+        Then either the exchange is to be entered, or the answer `handed_out`, and the exchange left by `leave`; until
+        then `on_news` is called when there is more of the answer, or will be no more.
         """
-        self._begin(connection, on_head)
+        self._begin(connection, on_news, once=False)
         try:
             self._send_whole(connection)
         except UpstreamError as trouble:
@@ -112,7 +113,7 @@ class Exchange:
         """Send the request, unless `start` did; return the answer when its header is there."""
         try:
             if self.answer is not None:
-                return self._handed_out(self.answer)
+                return self.handed_out(self.answer)
             return await self._exchange(self._upstream.kept() or await self._free_connection())
         except BaseException:
             await self._leave(answered=False)
@@ -132,7 +133,7 @@ class Exchange:
 
     async def _exchange(self, connection: Connection) -> Answer:
         self._head = head = self._upstream.loop.create_future()
-        answer = self._begin(connection, self._head_is_there)
+        answer = self._begin(connection, self._head_is_there, once=True)
         if self._outbound.stream is not None:
             await self._start_pump()
         elif self._slot is None:
@@ -140,12 +141,12 @@ class Exchange:
         else:
             await self._send_bulk(connection, answer)
         await head
-        return self._handed_out(answer)
+        return self.handed_out(answer)
 
-    def _begin(self, connection: Connection, on_head: Callable[[], None]) -> Answer:
+    def _begin(self, connection: Connection, on_news: Callable[[], None], *, once: bool) -> Answer:
         self._connection = connection
         bodiless = self._outbound.method == b"HEAD"
-        self.answer = connection.begin(bodiless=bodiless, on_head=on_head, on_complete=self._completed)
+        self.answer = connection.begin(bodiless=bodiless, on_news=on_news, once=once, on_complete=self._completed)
         if self._slot is not None:
             connection.mark_bulk(self._upstream.target.call_timeout)
         self._arm(self._upstream.target.first_byte_timeout)
@@ -155,7 +156,12 @@ class Exchange:
         if self._head is not None and not self._head.done():
             self._head.set_result(None)
 
-    def _handed_out(self, answer: Answer) -> Answer:
+    def handed_out(self, answer: Answer) -> Answer:
+        """Hand out an answer whose header is there; what is left of it has its own time.
+
+        Raises:
+            UpstreamError: there is none.
+        """
         if answer.trouble is not None:
             raise answer.trouble
         self._connection.handed_out = True
