@@ -3,6 +3,7 @@
 from gateway.inbound.acceptor import Acceptor, listening_on
 from gateway.inbound.listener import Handler, Listener
 from gateway.inbound.request import (
+    HIGH_WATER,
     BodyTooLargeError,
     BrokenBodyError,
     ClientGoneError,
@@ -13,6 +14,7 @@ from gateway.inbound.request import (
 from gateway.inbound.turns import Turns
 
 __all__ = [
+    "HIGH_WATER",
     "Acceptor",
     "BodyTooLargeError",
     "BrokenBodyError",

@@ -55,6 +55,7 @@ class Connection(ReadingHalf):
         "_work",
         "_writing_paused",
         "memory",
+        "on_more_body",
         "peer",
         "subject",
     )
@@ -67,6 +68,7 @@ class Connection(ReadingHalf):
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._on_drained: Callable[[], None] | None = None
+        self.on_more_body: Callable[[], None] | None = None  #: called when more of the current call's body has come
         self.memory: object = None  #: what the handler wants to know again at the next call
         self.peer = ""  #: the client's address
         self.subject = ""  #: the subject of its TLS certificate, verified by the handshake, or empty
@@ -161,6 +163,8 @@ class Connection(ReadingHalf):
             if begins and self._current is not None and self._current.body_is_here:
                 self._remember(data, self._current)
             self._begin_now()
+        elif self.on_more_body is not None:
+            self.on_more_body()
 
     def _take_again(self, known: Known) -> None:
         listener = self._listener
@@ -229,7 +233,7 @@ class Connection(ReadingHalf):
         if inbound is None or self._closing:
             return
         try:
-            if inbound.body_is_here and self._listener.at_once(inbound):
+            if self._listener.at_once(inbound):
                 return
         except Exception as error:  # noqa: BLE001  # as in `_serve`
             self.defective(inbound, error)
@@ -274,7 +278,7 @@ class Connection(ReadingHalf):
 
     def over(self, inbound: Inbound, *, goes_on: bool) -> None:
         """End the current call, and begin the next one. `goes_on`: the connection may."""
-        self._work = self._current = None
+        self._work = self._current = self.on_more_body = None
         self._next(inbound, goes_on=goes_on)
 
     def _next(self, before: Inbound, *, goes_on: bool) -> None:

@@ -24,7 +24,7 @@ class Listener:
 
     Args:
         tasks: owns the calls.
-        at_once: begins a call whose body is here without waiting for anything, if it can; returns whether it did. Such
+        at_once: begins a call that need not be a task, and returns whether it did; its body may still be coming. Such
             a call says by itself to its connection by what it is `carried_by`, and when it is `over`.
         is_mass: says of a target whether its calls are bulk for sure: they come by the thousand, and begin in turns.
         on_malformed: writes the whole answer to what is not a readable request, from a status and what is wrong.

@@ -22,7 +22,7 @@ from time import perf_counter  # uvloop's clock counts milliseconds only; these 
 from typing import TYPE_CHECKING
 
 from gateway.config import Configuration
-from gateway.inbound import BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
+from gateway.inbound import HIGH_WATER, BrokenBodyError, ClientGoneError, Inbound, SlowBodyError
 from gateway.inbound.turns import ARRIVAL_S, Turns
 from gateway.log import EventLog
 from gateway.metrics import Metrics
@@ -93,19 +93,23 @@ class Proxy:
             await self._nothing_left.wait()
 
     def at_once(self, inbound: Inbound, number: int) -> bool:
-        """Send a call that came to this listener on without a task, if nothing has to be waited for before that; return
-        whether it was done."""
+        """Begin a call that came to this listener without a task, if it is one that needs none so far (`Passage`);
+        return whether it is."""
         call = Call(arrived=perf_counter())
         plan = self._plan(inbound, number)
         if not isinstance(plan, Plan) or plan.decision.traffic is TrafficClass.BULK or plan.describes:
             return False
-        connection = plan.upstream.quiet()
-        if connection is None or self.suspecting.makes_bulk(plan.decision.flow):
+        connection = plan.upstream.quiet() if inbound.body_is_here else None
+        if connection is None and (inbound.body_is_here or inbound.size > HIGH_WATER):
+            return False
+        if self.suspecting.makes_bulk(plan.decision.flow):
             return False
         self.in_flight += 1
-        prepared = _prepared(call, plan, plan.decision)
-        exchange = plan.upstream.send(prepared.whole(inbound, call), slot=None)
-        Passage(self, inbound, call, prepared, exchange).begin(connection)
+        passage = Passage(self, inbound, call, _prepared(call, plan, plan.decision))
+        if connection is not None:
+            passage.send(connection)
+        else:
+            passage.gather()
         return True
 
     async def handle(self, inbound: Inbound, number: int) -> bool:
@@ -116,6 +120,10 @@ class Proxy:
         if plan is None:
             target, goes_on = origin_form(inbound.target), partial(self.may_go_on, inbound)
             return await self._to_its_end(inbound, call, self._desk.serve(inbound, call, self._site, target, goes_on))
+        return await self._to_its_end(inbound, call, self._take(inbound, call, plan))
+
+    async def go_on_unsent(self, inbound: Inbound, call: Call, plan: Plan) -> bool:
+        """Take one call that was begun to its end."""
         return await self._to_its_end(inbound, call, self._take(inbound, call, plan))
 
     async def go_on(self, inbound: Inbound, call: Call, prepared: Prepared, exchange: Exchange) -> bool:
@@ -169,7 +177,7 @@ class Proxy:
         if decision.traffic is TrafficClass.REALTIME and self.suspecting.makes_bulk(decision.flow):
             decision = plan.suspected
         prepared = _prepared(call, plan, decision)
-        if b"expect" in fields.read and fields.first(b"expect").lower() == "100-continue":
+        if fields.invites:
             inbound.invite_body()
         if call.traffic is TrafficClass.BULK:
             return await self._answered(inbound, call, prepared, self._bulk(inbound, call, prepared))
@@ -199,7 +207,7 @@ class Proxy:
         if asks and prepared.plan.route.wsdl_address is not None:
             prepared.translate = translator(prepared.plan.route, prepared.site.settings.upstreams)
             prepared.asked.fields = prepared.fields.without(b"accept-encoding")
-        if inbound.body_is_here or await inbound.gathered():
+        if inbound.body_is_here:
             outbound = prepared.whole(inbound, call)
         else:
             stream = prepared.site.classifier.looked_at(inbound, call, prepared.asked)

@@ -70,6 +70,11 @@ class RequestFields:
         """Whether the body comes chunked."""
         return b"transfer-encoding" in self.read
 
+    @property
+    def invites(self) -> bool:
+        """Whether the client waits for an invitation to send the body (RFC 9110 section 10.1.1)."""
+        return b"expect" in self.read and self.first(b"expect").lower() == "100-continue"
+
     def without(self, name: bytes) -> "RequestFields":
         """Return the same without a field, given in lower case, to be forwarded."""
         kept = [pair for pair in self.forwarded if pair[0].lower() != name]
