@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from random import Random
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -27,20 +28,20 @@ from gateway import __version__
 from gateway.admin import Telemetry
 from gateway.certificates import ListenerContext, expiries, server_context
 from gateway.config import ConfigError, Configuration, Settings, load
-from gateway.inbound import Acceptor, Handler, Inbound, Listener, Turns, listening_on
+from gateway.inbound import Acceptor, Handler, Listener, Turns, listening_on
 from gateway.log import LineWriter, event_log
 from gateway.mass import MassRuns
 from gateway.metrics import Metrics, Reading
 from gateway.occupancy import Occupancy, StartState, boot_id
 from gateway.parts import form_of, terms_of
-from gateway.proxy import BULK_TAG, Books, Proxy, Refuser, malformed_answer
+from gateway.proxy import Books, Proxy, Refuser, malformed_answer
 from gateway.readings import Facts, LagWatch, readings
 from gateway.reloading import marks_of, needs_restart, upstream_identities
 from gateway.slots import Slots
 from gateway.steering import Steering
 from gateway.upstream import Upstream, target_of
 from policies.leases import Times
-from policies.model import Clock, TrafficClass
+from policies.model import Clock
 
 BACKLOG = 4096
 """Connections that may wait to be accepted. With 128, 7,500 of 10,000 that came at once were not taken (measured)."""
@@ -256,27 +257,22 @@ class Gateway:
 
     def _open(self, number: int) -> str:
         settings = self._settings.listeners[number]
-        at_once, is_mass = partial(self.proxy.at_once, number=number), partial(self._is_mass, number=number)
-        server = self._listener(partial(self.proxy.handle, number=number), at_once, is_mass)
+        proxy = self.proxy
+        server = self._listener(
+            partial(proxy.handle, number=number),
+            at_once=partial(proxy.at_once, number=number),
+            is_mass=partial(proxy.is_mass, number=number),
+        )
         tls = self._contexts[number]
         return self._serve(server, settings.address, settings.port, tls.context if tls else None)
 
-    def _is_mass(self, target: bytes, *, number: int) -> bool:
-        return target.startswith(BULK_TAG) or self._settings.listeners[number].traffic_class is TrafficClass.BULK
-
-    def _listener(
-        self,
-        handler: Handler,
-        at_once: Callable[[Inbound], bool] = lambda _inbound: False,
-        is_mass: Callable[[bytes], bool] = lambda _target: False,
-    ) -> Listener:
+    def _listener(self, handler: Handler, **ways: Callable[[Any], bool]) -> Listener:
         listener = Listener(
             handler,
             self._settings.limits,
             self._tasks,
             turns=self._turns,
-            at_once=at_once,
-            is_mass=is_mass,
+            **ways,
             on_malformed=self._malformed,
             on_defect=self.defect,
             on_refused_connection=self.metrics.connections_refused.inc,

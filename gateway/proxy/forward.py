@@ -35,7 +35,7 @@ from gateway.proxy.refusing import OF_RUNS, PASSES, NotKeptError, Refuser, plain
 from gateway.proxy.relay import CutError, is_fault, relay
 from gateway.proxy.site import BulkCall, Plan, Prepared, Site
 from gateway.proxy.suspecting import Suspecting
-from gateway.proxy.wire import OWN_PATHS, origin_form, request_fields
+from gateway.proxy.wire import BULK_TAG, OWN_PATHS, origin_form, request_fields
 from gateway.proxy.wsdl import can_be_rewritten, relay_description, translator
 from gateway.slots import RefusedError, Slots
 from gateway.soap import MalformedBodyError, TooLargeError, caller_soap_version
@@ -91,6 +91,10 @@ class Proxy:
         if self.in_flight:
             self._nothing_left = asyncio.Event()
             await self._nothing_left.wait()
+
+    def is_mass(self, target: bytes, number: int) -> bool:
+        """Say of a target whether its calls, to this listener, are bulk for sure."""
+        return target.startswith(BULK_TAG) or self._site.settings.listeners[number].traffic_class is TrafficClass.BULK
 
     def at_once(self, inbound: Inbound, number: int) -> bool:
         """Begin a call that came to this listener without a task, if it is one that needs none so far (`Passage`);

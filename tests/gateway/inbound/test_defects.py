@@ -29,7 +29,6 @@ async def test_a_defect_while_a_request_is_read_is_told_and_ends_the_connection(
             Limits(),
             tasks,
             turns=Turns(),
-            at_once=lambda _inbound: False,
             is_mass=is_mass,
             on_malformed=lambda _status, _what: b"HTTP/1.1 400 Bad Request\r\n\r\n",
             on_defect=defects.append,
