@@ -87,11 +87,6 @@ class Answer:
 
     # The connection's side.
 
-    @property
-    def size(self) -> int:
-        """Octets that have come of the body and were not taken yet."""
-        return self._size
-
     def feed(self, data: bytes | memoryview) -> None:
         """Take a piece of the body."""
         self._waiting.append(data)

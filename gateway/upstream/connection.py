@@ -53,7 +53,7 @@ class Connection(WritingHalf):
         self._bodiless = self._discarding = False
         self._until_end = False  # the body ends with the connection
         self._fields: list[tuple[bytes, bytes]] = []
-        self._reason, self._head_size = b"", 0
+        self._reason, self._head_size, self._body_size = b"", 0, 0
         self._left = 0  # octets of a large body that come next, past llhttp, which has read its header
         self._fault = ""  # what a callback of the parser found wrong
 
@@ -243,7 +243,7 @@ class Connection(WritingHalf):
     def _measure(self, answer: Answer) -> None:
         """Note how much is to come of a large body whose length is known: it need not go through llhttp."""
         if answer.length is not None and answer.has_body and not (answer.complete or self._fault or self._left):
-            left = answer.length - answer.size
+            left = answer.length - self._body_size
             self._left = left if left >= LARGE else 0
 
     def _pass(self, data: bytes | memoryview) -> bytes | memoryview:
@@ -327,6 +327,7 @@ class Connection(WritingHalf):
         answer.http_minor = 0 if self._parser.get_http_version() == "1.0" else 1
         answer.headers = self._fields
         answer.length = length
+        self._body_size = 0
         answer.has_body = not self._bodiless and status not in (204, 304)
         self._until_end = answer.has_body and length is None and not has_coding
         if self._bodiless:
@@ -334,6 +335,7 @@ class Connection(WritingHalf):
 
     def on_body(self, data: bytes | memoryview) -> None:
         """Take a piece of the body."""
+        self._body_size += len(data)
         if self.answer is not None and not self._discarding and not self._fault:
             self.answer.feed(data)
 

@@ -334,12 +334,15 @@ async def test_a_reset_and_a_timeout_leave_the_slot_unsettled() -> None:
             await pool.close()
 
 
-async def test_the_answer_to_a_caller_who_left_settles_the_slot_by_itself() -> None:
+@pytest.mark.parametrize("at_first", [0, 1, 70_000])
+async def test_the_answer_to_a_caller_who_left_settles_the_slot_by_itself(at_first: int) -> None:
     go, settled = asyncio.Event(), asyncio.Event()
 
     async def later(writer: asyncio.StreamWriter, _request: bytes) -> None:
         await go.wait()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * at_first)
+        await asyncio.sleep(0.05)  # read by itself
+        writer.write(b"x" * (1_000_000 - at_first))
 
     async with raw_server(later) as server:
         pool = upstream(server.url)
