@@ -64,7 +64,9 @@ class Site:
             return 404, "No route leads there; see `bcss-gateway check`."
         listener, classes = self.settings.listeners[number], self.classifier
         decision = classes.class_of(inbound, listener, target, fields, tagged=tagged)
-        suspected = classes.class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
+        suspected = decision
+        if self.settings.suspicion.action == "bulk":
+            suspected = classes.class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
         outbound = Outbound(inbound.method, outbound_target(target, route), fields.forwarded, chunked=fields.chunked)
         return Plan(
             site=self,
