@@ -201,6 +201,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
         """Do without a parser until more comes, if it is between two requests."""
         if not self._midway:
             self._parser = self._known = None
+            self._fields = []
 
     def hold_reading(self) -> None:
         """Stop reading until `go_on_reading` was called as often."""
