@@ -72,7 +72,7 @@ class Caller(asyncio.Protocol):
         self.due = due
         self.sent = perf_counter()
         self.head = b""
-        self.transport.write(self.run.request)
+        self.transport.write(self.run.next_request())
 
     def data_received(self, data: bytes) -> None:
         """Take an answer; it must be 200, and as long as was asked for."""
@@ -114,6 +114,8 @@ class Run:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
         self.request = request(plan["path"], plan.get("size", 1500), plan.get("headers", {}))
+        self.differing = plan.get("differing", False)
+        self.number = 0
         self.expected = int(plan["path"].rsplit("/", 2)[1])
         self.left = plan["requests"]
         self.sent = 0
@@ -121,6 +123,14 @@ class Run:
         self.seen = Seen()
         self.free: deque[Caller] = deque()
         self.over: asyncio.Future[None]
+
+    def next_request(self) -> bytes:
+        """Return the next request: the same, or, with `differing`, with another identifier in its header each time."""
+        if not self.differing:
+            return self.request
+        self.number += 1
+        line, header = self.request.split(b"\r\n", 1)
+        return b"%b\r\nX-Request-Id: %016x\r\n%b" % (line, self.number, header)
 
     def answered(self, caller: Caller, good: bool, latency: float) -> None:
         """Book an answer, and go on."""

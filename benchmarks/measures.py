@@ -78,6 +78,19 @@ def cpu(these: Field, size: int, calls: int, rounds: int) -> list[Row]:
     return rows
 
 
+def differing(these: Field, calls: int, rounds: int) -> list[Row]:
+    """CPU per request whose header is another one each time: nothing that was read before can be known again."""
+
+    def cost(one: Running) -> float:
+        plan = one.plan("/a/1500/0", connections=16, requests=calls, size=1500, differing=True)
+        used, _ = costing(one.process, **plan)
+        return used / calls * 1e6
+
+    figures = interleaved(these, rounds, cost)
+    how = f"{rounds} rounds of {calls} calls, an identifier in each header"
+    return figures.rows("CPU per 1.5 kB call, headers differing", "us", how, {"usual": Bound(), "Envoy": Bound()})
+
+
 def added(these: Field, source: int, rate: int, calls: int, rounds: int) -> list[Row]:
     """Median latency above the direct one (measured just before each), open loop over 64 connections.
 

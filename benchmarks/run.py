@@ -96,7 +96,10 @@ def plan(bench: Bench, quick: bool) -> Plan:
         return lambda: measures.bulk(capped, source, delay_ms, calls // scale, rounds, least)
 
     return {
-        "cpu": [lambda: measures.cpu(everybody, 1500, 6000 // scale, rounds)],
+        "cpu": [
+            lambda: measures.cpu(everybody, 1500, 6000 // scale, rounds),
+            lambda: measures.differing(bench.these(GATEWAY, "usual", "Envoy"), 6000 // scale, rounds),
+        ],
         "large": [lambda: measures.cpu(large, 200_000, 1500 // scale, rounds)],
         "added": [
             lambda: measures.added(capped, source, 200, 1000 // scale, rounds),
