@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _MOST_REMEMBERED = 4096
 """Octets of a line and header that are remembered, for each connection."""
+_GIVES_UP = 8
+"""Requests in a row that began anew, after which a connection's are not remembered: its client has identifiers in its
+headers, say, and remembering costs 2 us."""
 _TLS = "it looks like TLS, and this port speaks plain HTTP; call it with http://, or configure `tls` for it"
 
 
@@ -50,6 +53,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
         "_left",
         "_listener",
         "_midway",
+        "_news",
         "_offer",
         "_parser",
         "_receiving",
@@ -67,6 +71,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
         self._offer: bytes | None = None  # the request line of a request that offers to upgrade
         self._midway = False  # in a message
         self._known: Known | None = None  # what the last request began with
+        self._news = 0  # how often in a row a request began otherwise than the one before
         self._left = 0  # octets of a large body that come next, past llhttp, which has read its header
         self._unread = 0  # octets since something was understood: a header, chunk sizes or trailers without end
         self._receiving: Inbound | None = None  # whose body is coming
@@ -157,7 +162,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
             return None
         if self._midway or self._current is not None or self._closing or self._fault is not None:
             return None
-        self._unread = 0  # empty lines, at the most
+        self._unread = self._news = 0  # unread are empty lines, at the most
         if self._header_timer is not None:
             self._forget_header()
         return known
@@ -165,6 +170,9 @@ class ReadingHalf(asyncio.BufferedProtocol):
     def _remember(self, data: memoryview | bytes, inbound: Inbound) -> None:
         """Remember the head of a request which came whole, and with which `data` begins."""
         self._known = None
+        self._news += 1
+        if self._news > _GIVES_UP:
+            return
         head, octets = inbound.head, bytes(data[: len(data) - inbound.size])
         if len(octets) > _MOST_REMEMBERED or not head.keeps_alive:
             return

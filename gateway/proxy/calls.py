@@ -34,7 +34,7 @@ class Call:
     """One call. Times are of a counter in seconds that starts anywhere."""
 
     arrived: float
-    request_id: str = ""
+    request_id: str = ""  #: of letters, digits and ._:/@+=- only
     traffic: TrafficClass = TrafficClass.REALTIME
     rule: str = ""  #: which rule made it bulk or real-time
     flow: str = ""
@@ -115,7 +115,7 @@ class Books:
         # 80 us).
         line = (
             f'{{"event":"call","time":"{self._clock.wall().astimezone(UTC).isoformat(timespec="milliseconds")}"'
-            f',"request_id":{_quoted(call.request_id)},"class":"{call.traffic}","rule":{_quoted(call.rule)}'
+            f',"request_id":"{call.request_id}","class":"{call.traffic}","rule":{_quoted(call.rule)}'
             f',"client":{_quoted(client)},"route":{_quoted(call.route)},"source":{_quoted(call.label)}'
             f',"service":{_quoted(call.service)},"outcome":"{call.outcome}","status":{call.status}'
             f',"bytes_in":{call.bytes_in},"bytes_out":{call.bytes_out}'

@@ -68,18 +68,16 @@ class Site:
         suspected = decision
         if self.settings.suspicion.action == "bulk":
             suspected = classes.class_of(inbound, listener, target, fields, tagged=tagged, suspected=True)
-        outbound = Outbound(inbound.method, outbound_target(target, route), fields.forwarded, chunked=fields.chunked)
         return Plan(
             site=self,
             route=route,
             upstream=self.upstreams[route.upstream],
-            target=outbound.target,
+            target=outbound_target(target, route),
             path=path_of(target),
             fields=fields,
             decision=decision,
             suspected=suspected,
             describes=is_description(inbound.method, inbound.target),
-            line_and_header=outbound.head(),
             made_of=inbound.head if decision.traffic is TrafficClass.REALTIME else None,
         )
 
@@ -94,7 +92,7 @@ class Site:
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """What becomes of one client's requests that have the same line and header. They share it: nothing changes it.
+    """What becomes of one client's requests that have the same line and header. They share it.
 
     A program's calls differ in their bodies, seldom in their headers, and have the same length often. What does not
     depend on the time, on the body or on other calls is then known: with the reading that is spared as well
@@ -110,8 +108,16 @@ class Plan:
     decision: ClassDecision
     suspected: ClassDecision  #: while its client behaves like a batch, and that counts
     describes: bool  #: it asks for a WSDL or schema, unless it has a body
-    line_and_header: bytes  #: as they go out
     made_of: Head | None  #: None: it is remembered by nobody, and takes as little memory as can be
+    line_and_header: bytes | None = None  #: as they go out, once they do again
+
+    def again(self) -> "Plan":
+        """Return it, for another request."""
+        if self.line_and_header is None and self.made_of is not None:
+            fields = self.fields
+            outbound = Outbound(self.made_of.method, self.target, fields.forwarded, chunked=fields.chunked)
+            self.line_and_header = outbound.head()
+        return self
 
 
 @dataclass(slots=True)

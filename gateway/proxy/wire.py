@@ -63,7 +63,6 @@ class RequestFields:
         default_factory=dict
     )  #: lower-case name -> values, only names the gateway reads
     hosts: int = 1  #: how many Host fields there were
-    _texts: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def chunked(self) -> bool:
@@ -82,15 +81,13 @@ class RequestFields:
 
     def first(self, name: bytes) -> str:
         """Return the first value of a field that the gateway reads, or an empty text."""
-        values = self.every(name)
-        return values[0] if values else ""
+        values = self.read.get(name)
+        return values[0].decode("latin-1") if values else ""
 
     def every(self, name: bytes) -> tuple[str, ...]:
         """Return all values of a field that the gateway reads."""
-        texts = self._texts.get(name)
-        if texts is None:
-            texts = self._texts[name] = tuple([value.decode("latin-1") for value in self.read.get(name, ())])
-        return texts
+        values = self.read.get(name)
+        return tuple([value.decode("latin-1") for value in values]) if values else ()
 
 
 def _kind_of(name: bytes) -> tuple[bytes, bool, bool]:
@@ -110,7 +107,7 @@ def request_fields(raw: Fields, authority: bytes | None) -> RequestFields:
     read: dict[bytes, list[bytes]] = {}
     hosts = 0
     for pair in raw:
-        name, passes, is_read = _kind_of(pair[0])
+        name, passes, is_read = _KINDS.get(pair[0]) or _kind_of(pair[0])
         if is_read:
             read.setdefault(name, []).append(pair[1])
         if passes:
@@ -177,8 +174,7 @@ def path_of(target: bytes) -> str:
 
 def is_description(method: bytes, target: bytes) -> bool:
     """Say whether a request asks for a WSDL or schema rather than calling a service."""
-    query = target.partition(b"?")[2].lower()
-    return method == b"GET" and query.startswith((b"wsdl", b"singlewsdl", b"xsd"))
+    return method == b"GET" and target.partition(b"?")[2].lower().startswith((b"wsdl", b"singlewsdl", b"xsd"))
 
 
 def untag(target: bytes) -> tuple[bytes, bool]:
