@@ -182,7 +182,9 @@ class Connection(WritingHalf):
         self._on_complete = on_complete
 
     def end(self) -> None:
-        """Expect nothing any more."""
+        """Expect nothing any more. What nobody took of an answer may have stopped the reading."""
+        if self.answer is not None:
+            self.answer.take_pieces()
         self.answer = self._on_news = self._on_complete = None
 
     def fail(self, trouble: UpstreamError) -> None:
@@ -269,7 +271,10 @@ class Connection(WritingHalf):
         if self.answer is not None and not self.handed_out:
             self.answer.complete = False
             self.fail(BrokenAnswerError("the upstream sent more than one answer", bytes_written=True))
-        self.abort()
+            self.abort()
+        else:
+            self.abort()
+            self._tell()  # the end of the answer that stands may have come with the surplus
 
     def _complete(self) -> None:
         answer, on_complete = self.answer, self._on_complete
@@ -334,9 +339,9 @@ class Connection(WritingHalf):
             self._complete()
 
     def on_body(self, data: bytes | memoryview) -> None:
-        """Take a piece of the body."""
+        """Take a piece of the body; what HEAD is answered with should have none, and has none for anybody."""
         self._body_size += len(data)
-        if self.answer is not None and not self._discarding and not self._fault:
+        if self.answer is not None and not (self.answer.complete or self._discarding or self._fault):
             self.answer.feed(data)
 
     def on_message_complete(self) -> None:

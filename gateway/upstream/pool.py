@@ -111,11 +111,11 @@ class Upstream:
         return None
 
     def quiet(self) -> Connection | None:
-        """Return the same, if besides nothing waits to be read on it. Who comes with a turn of the loop in between need
-        not ask: what had come until then was read."""
+        """Return the same, if besides nothing waits to be read on it. What does is the upstream's end, or belongs to no
+        answer: nobody is to use such a connection, not even a turn of the loop later."""
         connection = self.kept()
         if connection is not None and not connection.quiet:
-            self._idle.append(connection)
+            connection.close()
             return None
         return connection
 

@@ -363,6 +363,67 @@ async def test_the_answer_to_a_caller_who_left_settles_the_slot_by_itself(at_fir
         await pool.close()
 
 
+async def test_a_large_answer_in_pieces_to_a_caller_who_left_settles_the_slot_too() -> None:
+    settled = asyncio.Event()
+
+    async def later(writer: asyncio.StreamWriter, _request: bytes) -> None:
+        await go.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"x" * 1000)
+        await asyncio.sleep(0.05)
+        writer.write(b"x" * 199_000)
+
+    go = asyncio.Event()
+    async with raw_server(later) as server:
+        pool = upstream(server.url)
+        held = slot()
+        held.when_settled(settled.set)
+        call = asyncio.get_running_loop().create_task(ask(pool, held=held))
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        go.set()
+        await asyncio.wait_for(settled.wait(), 5)
+        assert pool.statistics().idle == 1
+        await pool.close()
+
+
+async def test_a_connection_whose_answer_nobody_took_is_read_on_at_the_next_call() -> None:
+    async def large(writer: asyncio.StreamWriter, _request: bytes) -> None:
+        if len(server.requests) > 1:
+            writer.write(OK)
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 200_000)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(b"x" * 100_000)
+
+    async with raw_server(large) as server:
+        pool = upstream(server.url)
+        async with pool.send(POST, slot=None) as answer:
+            while not answer.complete:
+                await asyncio.sleep(0.01)
+        assert pool.statistics().idle == 1
+        assert await asyncio.wait_for(ask(pool), 5) == (200, b"<ok>")
+        await pool.close()
+
+
+async def test_a_connection_that_is_about_to_end_is_used_by_nobody() -> None:
+    """The upstream has closed it, and the loop does not know yet."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        pool = upstream(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        connection = await pool.connection()
+        pool.keep(connection)
+        other, _ = listening.accept()
+        assert pool.quiet() is connection
+        pool.keep(connection)
+        other.close()
+        assert pool.quiet() is None
+        assert pool.kept() is None
+        await pool.close()
+
+
 async def test_a_caller_who_left_is_not_waited_for_longer_than_a_call_may_take() -> None:
     async with raw_server(silent) as server:
         pool = upstream(server.url, call_timeout=0.1)
