@@ -103,10 +103,10 @@ class Proxy:
         plan = self._plan(inbound, number)
         if not isinstance(plan, Plan) or plan.decision.traffic is TrafficClass.BULK or plan.describes:
             return False
-        connection = plan.upstream.quiet() if inbound.body_is_here else None
-        if connection is None and (inbound.body_is_here or inbound.size > HIGH_WATER):
-            return False
         if self.suspecting.makes_bulk(plan.decision.flow):
+            return False
+        connection = plan.upstream.quiet() if inbound.body_is_here else None  # taken: it is used, or lost
+        if connection is None and (inbound.body_is_here or inbound.size > HIGH_WATER):
             return False
         self.in_flight += 1
         passage = Passage(self, inbound, call, _prepared(call, plan, plan.decision))
