@@ -81,6 +81,7 @@ class Inbound:
     __slots__ = (
         "_broken",
         "_has_come",
+        "_is_invited",
         "_limits",
         "_parts",
         "_paused",
@@ -109,6 +110,7 @@ class Inbound:
         self._parts: list[bytes | memoryview] = []
         self._size = 0
         self._has_come = False
+        self._is_invited = False
         self._paused = False
         self._broken: Exception | None = None
         self._wakeup: asyncio.Future[None] | None = None
@@ -159,7 +161,8 @@ class Inbound:
 
     def invite_body(self) -> None:
         """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1). Clients such as PHP's curl and .NET wait for it."""
-        if self.speaks_11 and not self.body_is_here and not self._size:
+        if self.speaks_11 and not (self.body_is_here or self._has_come or self._is_invited):
+            self._is_invited = True
             self.connection.write(_CONTINUE)
 
     def take(self) -> bytes:

@@ -114,7 +114,7 @@ class Passage:
     def _news(self) -> None:
         """Go on: there is something of the answer, or never will be, or the client has taken what there was."""
         exchange = self._exchange
-        if self._is_over or exchange is None or (answer := exchange.answer) is None:
+        if self._is_over or self._task is not None or exchange is None or (answer := exchange.answer) is None:
             return
         try:
             if self._has_begun:
@@ -170,8 +170,9 @@ class Passage:
         return self._exchange.answer
 
     def _end_with(self, defect: Exception) -> None:
-        self._leave(answered=False)
-        self._end()
+        if not self._is_over:  # else the connection to the upstream may be another call's by now
+            self._leave(answered=False)
+            self._end()
         self._inbound.connection.defective(self._inbound, defect)
 
     def _end(self) -> None:

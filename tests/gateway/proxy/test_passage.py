@@ -5,10 +5,6 @@ import asyncio
 import json
 from pathlib import Path
 
-import pytest
-
-from gateway.lending import LARGE, READ_SIZE
-from gateway.upstream import Outbound, Upstream, UpstreamTarget
 from tests.conftest import JumpingClock, Running, closed, envelope, gateway_over, post, raw_server, whole_answer
 from tests.gateway.proxy.test_suspicion import loop
 
@@ -83,28 +79,3 @@ async def test_a_client_that_waits_for_an_invitation_gets_one(tmp_path: Path) ->
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert (await whole_answer(reader)).startswith(b"HTTP/1.1 200 OK\r\n")
         await closed(writer)
-
-
-async def test_a_connection_whose_answer_nobody_took_is_read_on_at_the_next_call(tmp_path: Path) -> None:
-    """The client of a large answer does not read, and goes when all of it is here."""
-    length = 40_000_000
-    sent = asyncio.Event()
-
-    async def large(writer: asyncio.StreamWriter, request: bytes) -> None:
-        if b"/large" not in request:
-            writer.write(OK)
-            return
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length)
-        await writer.drain()
-        sent.set()
-        writer.write(b"x" * length)
-
-    async with raw_server(large) as server, gateway_over(tmp_path, server.url) as run:
-        assert await run.ask(post("/x", b""))
-        _, writer = await asyncio.open_connection("127.0.0.1", run.port, limit=1024)
-        writer.write(GET.replace(b"/x", b"/large"))
-        await sent.wait()
-        await asyncio.sleep(0.3)
-        writer.transport.abort()
-        await at_rest(run)
-        assert (await run.ask(post("/x", b""), timeout=3)).endswith(b"ok")
