@@ -4,6 +4,7 @@ on a connection of its own."""
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ async def turns(number: int = 4) -> None:
 
 def cut(octets: bytes, places: list[int]) -> list[bytes]:
     ends = sorted({place % (len(octets) + 1) for place in places} | {0, len(octets)})
-    return [octets[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [octets[start:end] for start, end in pairwise(ends)]
 
 
 async def arrived(requests: list[bytes], places: list[int], *, waits: bool, own: bool) -> list[Seen]:
