@@ -6,7 +6,7 @@ place cost a third of a call's CPU and three times the memory of a parked one (m
 
 Rules that always hold:
 - A client that closes, or half-closes, its side counts as gone: its call is cancelled, wherever it is.
-- Pipelined requests are answered in their order, one at a time.
+- Pipelined requests are answered in their order, one at a time, the next once the client has taken the last answer.
 - A call begins when all that came with its header was read: at once if it need not wait before it goes on, else as a
   task of the listener's group.
 - A connection that is closed with a request's body unread lingers, so that the client gets to read why.
@@ -288,6 +288,8 @@ class Connection(ReadingHalf):
             self.close()
         elif not (goes_on and before.body_is_here):
             self._linger()
+        elif self._writing_paused:
+            self._wait_until_taken(before)
         elif self._queued:
             if len(self._queued) == MAX_PIPELINED:
                 self.go_on_reading()
@@ -298,6 +300,19 @@ class Connection(ReadingHalf):
             self._say_fault()
         elif self._header_timer is None:
             self._listener.now_idle(self)
+
+    def _wait_until_taken(self, before: Inbound) -> None:
+        """Begin nothing more, and read nothing, until the client has taken its answer: others would fill memory."""
+
+        def taken() -> None:
+            self.go_on_reading()
+            self._listener.idle.pop(self, None)
+            if self._current is None:
+                self._next(before, goes_on=True)
+
+        self.hold_reading()
+        self._listener.now_idle(self)
+        self._on_drained = taken
 
     # Writing.
 
