@@ -87,8 +87,10 @@ class Connection(ReadingHalf):
             self._transport.close()
             return
         # An answer goes to the kernel when it is written, not at the end of the loop's turn: whoever waits for it does
-        # not wait for the books that are kept behind it.
-        self._transport.set_write_buffer_limits(0)
+        # not wait for the books that are kept behind it. TLS in both loops takes an empty buffer for a full one at 0,
+        # and never tells that it has room: an answer in pieces stood still for ever.
+        has_tls = transport.get_extra_info("sslcontext") is not None
+        self._transport.set_write_buffer_limits(high=1 if has_tls else 0, low=0)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else ""
         if (certificate := transport.get_extra_info("peercert")) is not None:

@@ -3,6 +3,7 @@ once, and neither connection carries an octet of it on."""
 
 import asyncio
 import json
+import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import wraps
@@ -10,6 +11,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 
 import pytest
+import trustme
 import uvloop
 
 from tests.conftest import JumpingClock, Running, closed, envelope, gateway_over, post, raw_server, whole_answer
@@ -304,3 +306,36 @@ async def test_a_call_that_passes_while_the_gateway_stops_gets_its_answer(tmp_pa
         assert b"\r\nConnection: close\r\n" in got
         await closed(writer)
     assert booked(run) == [(200, "forwarded")] * 2
+
+
+@pytest.mark.parametrize("tag", ["", "/bulk"])
+@on_both_loops
+async def test_answers_in_pieces_reach_a_client_that_speaks_tls(tmp_path: Path, tag: str) -> None:
+    """Small ones, and ones that it does not read for a while."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    extra = "listeners: [{address: 127.0.0.1, port: 0, tls: {certificate: server.pem}}]\n"
+    length = 12_000_000
+
+    async def in_pieces(writer: asyncio.StreamWriter, request: bytes) -> None:
+        if b"/large" in request:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b"z" * length)
+            return
+        for piece in (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n1", b"2", b"3"):
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+
+    terms = "call_timeout: 10s, hold: 10s"
+    async with raw_server(in_pieces) as server, gateway_over(tmp_path, server.url, extra=extra, upstream=terms) as run:
+        reader, writer = await asyncio.open_connection("127.0.0.1", run.port, ssl=context)
+        for _ in range(3):
+            writer.write(post(f"{tag}/x", envelope()))
+            assert (await asyncio.wait_for(whole_answer(reader), 5)).endswith(b"\r\n\r\n123")
+        for _ in range(2):
+            writer.write(post(f"{tag}/large", envelope()) + post("/x", envelope()))
+            await asyncio.sleep(0.3)
+            assert len(await asyncio.wait_for(whole_answer(reader), 10)) > length
+            assert (await asyncio.wait_for(whole_answer(reader), 5)).endswith(b"\r\n\r\n123")
+        await closed(writer)
