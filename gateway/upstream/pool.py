@@ -63,6 +63,7 @@ class Upstream:
         self._dialling = 0
         self._buffer = Lender()
         self._waiters: deque[asyncio.Future[None]] = deque()
+        self._woken = 0  # of those, who have not come yet for what they were woken for
         self._sweeper: asyncio.TimerHandle | None = None
         self._watched: set[Exchange] = set()
         self._watcher: asyncio.TimerHandle | None = None
@@ -103,8 +104,8 @@ class Upstream:
     # Connections, for exchanges.
 
     def kept(self) -> Connection | None:
-        """Return the connection that was kept last, if one is left that nobody uses."""
-        while self._idle:
+        """Return the connection that was kept last, if one is left that nobody uses, and that nobody was woken for."""
+        while len(self._idle) > self._woken:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
@@ -146,9 +147,11 @@ class Upstream:
     async def _next_free(self) -> Connection:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
+        comes = False
         try:
             async with asyncio.timeout(self.target.connect_timeout):
                 await waiter
+            comes = True
         except TimeoutError:
             raise UnreachableError(
                 f"all {self.target.connections} connections are in use; raise `connections`, or find what holds them"
@@ -156,8 +159,10 @@ class Upstream:
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
-            elif waiter.cancelled() or not waiter.done():
-                self._wake_waiter()
+            elif waiter.done() and not waiter.cancelled():
+                self._woken -= 1
+                if not comes:
+                    self._wake_waiter()
         return await self.connection()
 
     def _wake_waiter(self) -> None:
@@ -165,6 +170,7 @@ class Upstream:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                self._woken += 1
                 return
 
     async def _dial(self) -> Connection:

@@ -339,3 +339,27 @@ async def test_answers_in_pieces_reach_a_client_that_speaks_tls(tmp_path: Path, 
             assert len(await asyncio.wait_for(whole_answer(reader), 10)) > length
             assert (await asyncio.wait_for(whole_answer(reader), 5)).endswith(b"\r\n\r\n123")
         await closed(writer)
+
+
+@on_both_loops
+async def test_who_pipelines_does_not_keep_the_upstream_from_others(tmp_path: Path) -> None:
+    """There is one connection to it: who waits for it gets it before the next call of who had it."""
+
+    async def answer(writer: asyncio.StreamWriter, _request: bytes) -> None:
+        await asyncio.sleep(0.005)
+        writer.write(OK)
+
+    terms = "connections: 1, connect_timeout: 500ms"
+    async with raw_server(answer) as server, gateway_over(tmp_path, server.url, upstream=terms) as run:
+        await run.ask(GET)
+        reader, writer = await asyncio.open_connection("127.0.0.1", run.port)
+        writer.write(GET * 200)
+        assert (await whole_answer(reader)).endswith(b"ok")
+        for _ in range(3):
+            assert (await run.ask(GET.replace(b"/x", b"/other"))).endswith(b"ok")
+        place = [request.split(b" ")[1] for request in server.requests].index(b"/other")
+        assert place < 20
+        for _ in range(199):
+            assert (await whole_answer(reader)).endswith(b"ok")
+        await closed(writer)
+        await at_rest(run)
