@@ -363,3 +363,43 @@ async def test_who_pipelines_does_not_keep_the_upstream_from_others(tmp_path: Pa
             assert (await whole_answer(reader)).endswith(b"ok")
         await closed(writer)
         await at_rest(run)
+
+
+@pytest.mark.parametrize("how", ["closes", "resets", "surplus", "whole"])
+@on_both_loops
+async def test_a_slow_reader_gets_what_there_is_and_then_the_end_that_the_upstream_made(
+    tmp_path: Path, how: str
+) -> None:
+    length = 9_000_000
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
+
+    async def answer(writer: asyncio.StreamWriter, request: bytes) -> None:
+        if b"/x" not in request:
+            writer.write(OK)
+            return
+        writer.write(head + b"q" * (length - 10))
+        await writer.drain()
+        if how == "closes":
+            writer.close()
+        elif how == "resets":
+            writer.transport.abort()
+        else:
+            writer.write(b"q" * 10 + (OK if how == "surplus" else b""))
+
+    async with raw_server(answer) as server, gateway_over(tmp_path, server.url) as run:
+        await run.ask(GET.replace(b"/x", b"/warm"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", run.port, limit=1024)
+        writer.write(GET + GET.replace(b"/x", b"/behind"))
+        await asyncio.sleep(0.3)
+        await reader.readuntil(b"\r\n\r\n")
+        if how in ("surplus", "whole"):
+            assert await asyncio.wait_for(reader.readexactly(length), 10) == b"q" * length
+            assert (await asyncio.wait_for(whole_answer(reader), 5)).endswith(b"ok")
+        else:
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.readexactly(length), 10)
+        await closed(writer)
+        assert (await run.ask(GET.replace(b"/x", b"/warm"))).endswith(b"ok")
+        await at_rest(run)
+    outcomes = Counter(outcome for _, outcome in booked(run))
+    assert outcomes == ({"forwarded": 4} if how in ("surplus", "whole") else {"forwarded": 2, "cut": 1})
