@@ -2,6 +2,7 @@
 
 from gateway.inbound.acceptor import Acceptor, listening_on
 from gateway.inbound.listener import Handler, Listener
+from gateway.inbound.reading import MOST_REMEMBERED
 from gateway.inbound.request import (
     HIGH_WATER,
     BodyTooLargeError,
@@ -15,6 +16,7 @@ from gateway.inbound.turns import Turns
 
 __all__ = [
     "HIGH_WATER",
+    "MOST_REMEMBERED",
     "Acceptor",
     "BodyTooLargeError",
     "BrokenBodyError",

@@ -201,6 +201,7 @@ class Connection(ReadingHalf):
 
     def rest(self) -> None:
         """Do without a parser until more comes: a call that waits for long needs none."""
+        self.memory = None
         if not self._queued:
             self.rest_reading()
 

@@ -23,8 +23,8 @@ from gateway.lending import LARGE, MOST_OF_HEAD
 if TYPE_CHECKING:
     from gateway.inbound.listener import Listener
 
-_MOST_REMEMBERED = 4096
-"""Octets of a line and header that are remembered, for each connection."""
+MOST_REMEMBERED = 4096
+"""Octets of a line and header that are remembered, or anything made of them, for each connection."""
 _GIVES_UP = 8
 """Requests in a row that began anew, after which a connection's are not remembered: its client has identifiers in its
 headers, say, and remembering costs 2 us."""
@@ -174,7 +174,7 @@ class ReadingHalf(asyncio.BufferedProtocol):
         if self._news > _GIVES_UP:
             return
         head, octets = inbound.head, bytes(data[: len(data) - inbound.size])
-        if len(octets) > _MOST_REMEMBERED or not head.keeps_alive:
+        if len(octets) > MOST_REMEMBERED or not head.keeps_alive:
             return
         if octets.find(b"\r\n\r\n") + 4 != len(octets) or octets[:1] in b"\r\n":
             return  # something else came with it

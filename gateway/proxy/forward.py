@@ -169,7 +169,7 @@ class Proxy:
         if target.startswith(OWN_PATHS):
             return None
         plan = site.plan(inbound, number, target)
-        if isinstance(plan, Plan) and plan.decision.traffic is TrafficClass.REALTIME and not plan.describes:
+        if isinstance(plan, Plan) and plan.is_remembered:
             inbound.connection.memory = plan
         return plan
 

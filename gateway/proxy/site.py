@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 
 from gateway.config import Configuration, Route
-from gateway.inbound import Head, Inbound
+from gateway.inbound import MOST_REMEMBERED, Head, Inbound
 from gateway.inbound.turns import Turns
 from gateway.proxy.calls import Call
 from gateway.proxy.classifier import Asked, Classifier
@@ -118,6 +118,15 @@ class Plan:
             outbound = Outbound(self.made_of.method, self.target, fields.forwarded, chunked=fields.chunked)
             self.line_and_header = outbound.head()
         return self
+
+    @property
+    def is_remembered(self) -> bool:
+        """Whether it is worth the memory: as many connections idle as are allowed, each with what it remembers."""
+        if self.decision.traffic is not TrafficClass.REALTIME or self.describes:
+            return False
+        head = self.made_of
+        size = len(head.target) + sum([len(name) + len(value) for name, value in head.fields])
+        return size <= MOST_REMEMBERED
 
 
 @dataclass(slots=True)

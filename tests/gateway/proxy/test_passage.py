@@ -14,6 +14,7 @@ import pytest
 import trustme
 import uvloop
 
+from gateway.proxy.site import Plan
 from tests.conftest import JumpingClock, Running, closed, envelope, gateway_over, post, raw_server, whole_answer
 from tests.gateway.proxy.test_suspicion import loop
 from tests.gateway.test_reload import reloaded, rewrite
@@ -403,3 +404,21 @@ async def test_a_slow_reader_gets_what_there_is_and_then_the_end_that_the_upstre
         await at_rest(run)
     outcomes = Counter(outcome for _, outcome in booked(run))
     assert outcomes == ({"forwarded": 4} if how in ("surplus", "whole") else {"forwarded": 2, "cut": 1})
+
+
+@pytest.mark.parametrize("field", ["X-Long: ", "Connection: X-Hop\r\nX-Hop: "], ids=["forwarded", "not forwarded"])
+@on_both_loops
+async def test_little_is_remembered_of_who_sends_long_headers(tmp_path: Path, field: str) -> None:
+    """Twelve thousand connections may idle."""
+    async with raw_server(OK) as server, gateway_over(tmp_path, server.url) as run:
+        reader, writer = await asyncio.open_connection("127.0.0.1", run.port)
+        remembered = []
+        for request in (GET, GET.replace(b"\r\n\r\n", f"\r\n{field}{'x' * 30_000}\r\n\r\n".encode())):
+            for _ in range(2):
+                writer.write(request)
+                assert (await whole_answer(reader)).endswith(b"ok")
+            [connection] = run.gateway._listeners[0].connections
+            remembered.append(connection.memory)
+        assert isinstance(remembered[0], Plan)
+        assert remembered[1] is remembered[0]
+        await closed(writer)
