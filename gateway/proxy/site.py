@@ -122,9 +122,9 @@ class Plan:
     @property
     def is_remembered(self) -> bool:
         """Whether it is worth the memory: as many connections idle as are allowed, each with what it remembers."""
-        if self.decision.traffic is not TrafficClass.REALTIME or self.describes:
-            return False
         head = self.made_of
+        if head is None or self.describes:
+            return False
         size = len(head.target) + sum([len(name) + len(value) for name, value in head.fields])
         return size <= MOST_REMEMBERED
 

@@ -80,8 +80,9 @@ class _Reader:
             if self.done or self.why:
                 return
             size, most = (PIECE, MAX_SILENCE) if self.has_begun else (PROLOG_PIECE, MAX_PROLOG)
-            self._unheard += size
-            self._feed(data[start : start + size], last=False)
+            piece = data[start : start + size]
+            self._unheard += len(piece)
+            self._feed(piece, last=False)
             start += size
             if self._unheard > most and not self.done:
                 self.stop("too long a tag, comment or beginning")
